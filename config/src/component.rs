@@ -1,0 +1,281 @@
+//! The contract between a component's file and the configuration: what it is called, what it accepts, how it is checked
+//! and built. The lists of components are plain statics of the types below.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use tocsin_pipeline::codec::{Codec, PathTable};
+use tocsin_pipeline::operator::{Built, Ports};
+use tocsin_pipeline::sink::Sink;
+use tocsin_pipeline::source::Source;
+
+/// Something wrong with an option, told by the component; the configuration adds file, line and column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The option, with dots into tables: `condition`, `aggregates.p99`, `routes.slow`; empty: the component as a whole.
+    pub option: String,
+    /// Where in the option's text, if it is text: byte offsets into the decoded string.
+    pub within: Option<Range<usize>>,
+    /// What is wrong, in lower case, without a full stop.
+    pub message: String,
+    /// The way out, if it is known.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    pub fn new(option: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { option: option.into(), within: None, message: message.into(), help: None }
+    }
+
+    #[must_use]
+    pub fn within(mut self, range: Range<usize>) -> Self {
+        self.within = Some(range);
+        self
+    }
+
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// What building needs to know beside the component's own options.
+pub struct BuildContext<'a> {
+    /// The component's name in the configuration.
+    pub name: Arc<str>,
+    /// The columns of the plan: every path that an expression reads is interned here.
+    pub paths: &'a mut PathTable,
+    /// The folder of the configuration file: relative paths to files that the configuration names start here.
+    pub folder: PathBuf,
+    /// Which of the component's ports something is connected to, by name (`late`, `rejected`).
+    pub connected: Vec<String>,
+}
+
+/// The options of a source; its doc comment is the reference page.
+pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// What types cannot check. No I/O.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    /// Whether it can be read again from a position: what decides the guarantees that `explain` tells.
+    fn is_replayable(&self) -> bool {
+        false
+    }
+
+    /// No I/O, no task.
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
+}
+
+/// The options of an operator; its doc comment is the reference page.
+pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// What types cannot check. No I/O. VRL is compiled here, so that its errors are found.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    /// The outputs beside its own name.
+    fn ports(&self) -> Ports {
+        Vec::new()
+    }
+
+    /// Whether it needs the event time of what it reads.
+    fn needs_time(&self) -> bool {
+        false
+    }
+
+    /// Pure. Only called when there are no problems.
+    fn build(&self, context: &mut BuildContext<'_>) -> Built;
+}
+
+/// The options of a sink; its doc comment is the reference page.
+pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// What types cannot check. No I/O.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    /// Whether it needs the event time of what it writes (paths with dates, for instance).
+    fn needs_time(&self) -> bool {
+        false
+    }
+
+    /// What becomes of output after a crash, for `explain`: `exactly once`, `at least once, with one identity`, ….
+    fn guarantee(&self) -> &'static str;
+
+    /// No I/O, no task.
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
+}
+
+/// The options of a codec; its doc comment is the reference page.
+pub trait CodecConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    fn build(&self) -> Arc<dyn Codec>;
+}
+
+/// A kind of component, as its list holds it: everything the configuration needs of it, with its type forgotten.
+pub struct Type<C: ?Sized + 'static> {
+    pub name: &'static str,
+    /// The JSON Schema of its options; the description at its root is the reference page.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Reads its options from a TOML table whose strings are substituted already.
+    pub(crate) parse: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<C>, toml::de::Error>,
+}
+
+/// [`SourceConfig`] with its type forgotten.
+pub trait AnySource: Send + Sync {
+    fn problems(&self) -> Vec<Problem>;
+    fn is_replayable(&self) -> bool;
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
+}
+
+impl<C: SourceConfig> AnySource for C {
+    fn problems(&self) -> Vec<Problem> {
+        SourceConfig::problems(self)
+    }
+
+    fn is_replayable(&self) -> bool {
+        SourceConfig::is_replayable(self)
+    }
+
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {
+        SourceConfig::build(self, context)
+    }
+}
+
+/// [`OperatorConfig`] with its type forgotten.
+pub trait AnyOperator: Send + Sync {
+    fn problems(&self) -> Vec<Problem>;
+    fn ports(&self) -> Ports;
+    fn needs_time(&self) -> bool;
+    fn build(&self, context: &mut BuildContext<'_>) -> Built;
+}
+
+impl<C: OperatorConfig> AnyOperator for C {
+    fn problems(&self) -> Vec<Problem> {
+        OperatorConfig::problems(self)
+    }
+
+    fn ports(&self) -> Ports {
+        OperatorConfig::ports(self)
+    }
+
+    fn needs_time(&self) -> bool {
+        OperatorConfig::needs_time(self)
+    }
+
+    fn build(&self, context: &mut BuildContext<'_>) -> Built {
+        OperatorConfig::build(self, context)
+    }
+}
+
+/// [`SinkConfig`] with its type forgotten.
+pub trait AnySink: Send + Sync {
+    fn problems(&self) -> Vec<Problem>;
+    fn needs_time(&self) -> bool;
+    fn guarantee(&self) -> &'static str;
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
+}
+
+impl<C: SinkConfig> AnySink for C {
+    fn problems(&self) -> Vec<Problem> {
+        SinkConfig::problems(self)
+    }
+
+    fn needs_time(&self) -> bool {
+        SinkConfig::needs_time(self)
+    }
+
+    fn guarantee(&self) -> &'static str {
+        SinkConfig::guarantee(self)
+    }
+
+    fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
+        SinkConfig::build(self, context)
+    }
+}
+
+/// [`CodecConfig`] with its type forgotten.
+pub trait AnyCodec: Send + Sync {
+    fn problems(&self) -> Vec<Problem>;
+    fn build(&self) -> Arc<dyn Codec>;
+}
+
+impl<C: CodecConfig> AnyCodec for C {
+    fn problems(&self) -> Vec<Problem> {
+        CodecConfig::problems(self)
+    }
+
+    fn build(&self) -> Arc<dyn Codec> {
+        CodecConfig::build(self)
+    }
+}
+
+pub type SourceType = Type<dyn AnySource>;
+pub type OperatorType = Type<dyn AnyOperator>;
+pub type SinkType = Type<dyn AnySink>;
+pub type CodecType = Type<dyn AnyCodec>;
+
+impl SourceType {
+    pub const fn of<C: SourceConfig>() -> Self {
+        Self {
+            name: C::NAME,
+            schema: C::json_schema,
+            parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
+        }
+    }
+}
+
+impl OperatorType {
+    pub const fn of<C: OperatorConfig>() -> Self {
+        Self {
+            name: C::NAME,
+            schema: C::json_schema,
+            parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
+        }
+    }
+}
+
+impl SinkType {
+    pub const fn of<C: SinkConfig>() -> Self {
+        Self {
+            name: C::NAME,
+            schema: C::json_schema,
+            parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
+        }
+    }
+}
+
+impl CodecType {
+    pub const fn of<C: CodecConfig>() -> Self {
+        Self {
+            name: C::NAME,
+            schema: C::json_schema,
+            parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
+        }
+    }
+}
+
+/// Every kind of component the daemon has; put together in one place, `src/catalog.rs`.
+#[derive(Clone, Copy)]
+pub struct Catalog {
+    pub sources: &'static [SourceType],
+    pub codecs: &'static [CodecType],
+    pub operators: &'static [OperatorType],
+    pub sinks: &'static [SinkType],
+}

@@ -1,0 +1,4 @@
+//! Configuration: text in, a checked plan out, with a place and a way out for every problem.
+
+pub mod component;
+pub mod types;

@@ -1,0 +1,369 @@
+//! What flows: batches of raw records, their boundaries, and the fields decoded so far.
+//!
+//! A batch is a shared block of bytes as a source read them. Records are spans of it; a filter only narrows the selection; a
+//! field is decoded when an operator first asks for it, once, for the selected records; a record is turned into a
+//! [`Value`] only when an operator changes it. What nobody changed is written out as the bytes it came in.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vrl::value::{KeyString, ObjectMap, Value};
+
+use crate::codec::{Codec, Columns, FieldPath, Projection};
+use crate::time::Timestamp;
+
+/// A piece of a block: `len` bytes from `start`. Blocks are below 4 GiB by construction (see `source::Block`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Span {
+    pub start: u32,
+    pub len: u32,
+}
+
+impl Span {
+    /// # Panics
+    /// When the piece does not lie below 4 GiB.
+    pub fn new(start: usize, len: usize) -> Self {
+        Self {
+            start: u32::try_from(start).expect("blocks are below 4 GiB"),
+            len: u32::try_from(len).expect("blocks are below 4 GiB"),
+        }
+    }
+
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..self.start as usize + self.len as usize]
+    }
+
+    pub fn end(self) -> usize {
+        self.start as usize + self.len as usize
+    }
+}
+
+/// One decoded field of one record, as compact as it can be kept (16 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub enum Cell {
+    /// The record has no such field.
+    #[default]
+    Missing,
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    /// Text as it stands in the block.
+    Text(Span),
+    /// Text that had to be unescaped: a piece of the columns' arena.
+    Owned(Span),
+    /// An array or object: its JSON text in the block.
+    Json(Span),
+    Time(Timestamp),
+}
+
+/// A field of a record as an expression sees it.
+#[derive(Clone, Copy, Debug)]
+pub enum Field<'a> {
+    Missing,
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    /// Bytes that need not be UTF-8.
+    Text(&'a [u8]),
+    Time(Timestamp),
+    /// The JSON text of an array or object that was not decoded further.
+    Json(&'a [u8]),
+    /// An array, object or regex of a record that an operator changed.
+    Value(&'a Value),
+}
+
+impl<'a> Field<'a> {
+    /// The field as a value of its own; `Missing` becomes `None`.
+    pub fn to_value(self) -> Option<Value> {
+        Some(match self {
+            Self::Missing => return None,
+            Self::Null => Value::Null,
+            Self::Bool(value) => Value::Boolean(value),
+            Self::Integer(value) => Value::Integer(value),
+            Self::Float(value) => vrl::prelude::NotNan::new(value).map_or(Value::Null, Value::Float),
+            Self::Text(text) => Value::Bytes(Bytes::copy_from_slice(text)),
+            Self::Time(time) => Value::Timestamp(time.to_datetime()),
+            Self::Json(text) => crate::json::parse_value(text).unwrap_or(Value::Null),
+            Self::Value(value) => value.clone(),
+        })
+    }
+
+    pub fn of_value(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Boolean(value) => Self::Bool(*value),
+            Value::Integer(value) => Self::Integer(*value),
+            Value::Float(value) => Self::Float(value.into_inner()),
+            Value::Bytes(text) => Self::Text(text),
+            Value::String(text) => Self::Text(text.as_bytes()),
+            Value::Timestamp(time) => Self::Time(Timestamp::from_datetime(time)),
+            Value::Object(_) | Value::Array(_) | Value::Regex(_) => Self::Value(value),
+        }
+    }
+
+    /// The field as a number; text is not one.
+    pub fn as_f64(self) -> Option<f64> {
+        match self {
+            Self::Integer(value) => Some(value as f64),
+            Self::Float(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The field as text for keys, labels and templates; arrays and objects as JSON, null and missing as `None`.
+    pub fn to_text(self) -> Option<Cow<'a, [u8]>> {
+        Some(match self {
+            Self::Missing | Self::Null => return None,
+            Self::Bool(value) => Cow::Borrowed(if value { b"true" as &[u8] } else { b"false" }),
+            Self::Integer(value) => Cow::Owned(value.to_string().into_bytes()),
+            Self::Float(value) => Cow::Owned(crate::json::float_text(value).into_bytes()),
+            Self::Text(text) | Self::Json(text) => Cow::Borrowed(text),
+            Self::Time(time) => Cow::Owned(time.to_string().into_bytes()),
+            Self::Value(value) => {
+                let mut text = Vec::new();
+                crate::json::write_value(value, &mut text);
+                Cow::Owned(text)
+            }
+        })
+    }
+}
+
+/// A source partition: an ordered stream with positions of its own. Shared by all batches of it.
+#[derive(Debug)]
+pub struct Lane {
+    /// The name of the source in the configuration; of the operator where an operator made the records.
+    pub source: Arc<str>,
+    /// What tells this partition from the others of the source: a file's identity, a Kafka partition, empty if there is one.
+    pub partition: String,
+    /// How its coordinates are told.
+    pub origin: Origin,
+    pub codec: Arc<dyn Codec>,
+    /// How far behind the newest event time seen a record may be before it counts as late against the watermark.
+    pub out_of_order: std::time::Duration,
+}
+
+/// How the coordinate of a record is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `{"file": …, "offset": n, "length": n}`
+    File(Arc<str>),
+    /// `{"offset": n, "length": n}`: bytes since the connection or the process began.
+    Stream,
+    /// `{"topic": …, "partition": n, "offset": n}`
+    Kafka { topic: Arc<str>, partition: i32 },
+    /// Made by an operator.
+    Operator,
+}
+
+/// Which records of a batch are still in it.
+#[derive(Clone, Debug, Default)]
+pub enum Selection {
+    #[default]
+    All,
+    /// Rows in rising order.
+    Rows(Arc<[u32]>),
+}
+
+/// The event times of a batch's records and what had been seen before each of them.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// Event time by row.
+    pub at: Vec<Timestamp>,
+    /// The greatest event time of the records of this block that stood before the row, filtered out or not;
+    /// `Timestamp::MIN` for the first.
+    pub before: Vec<Timestamp>,
+    /// The greatest event time of all records of the block, filtered out or not.
+    pub max: Timestamp,
+}
+
+/// Records that travel together: all of one lane, in its order.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub lane: Arc<Lane>,
+    /// The bytes as they were read. Empty where an operator made the records.
+    pub block: Bytes,
+    /// The position of the block's first byte in its lane.
+    pub base: u64,
+    pub spans: Arc<Vec<Span>>,
+    pub selection: Selection,
+    pub columns: Arc<Columns>,
+    /// What operators made of the records, by row; `None` where a record is as it came in. Empty: none was changed.
+    pub changed: Arc<Vec<Option<Value>>>,
+    /// `None` where nothing downstream needs event time.
+    pub times: Option<Arc<Times>>,
+    /// The greatest event time the lane had shown before this block. Set when the order of blocks is restored.
+    pub seen_before: Timestamp,
+    /// When the block was read.
+    pub arrival: Timestamp,
+}
+
+impl Batch {
+    pub fn new(lane: Arc<Lane>, block: Bytes, base: u64, spans: Vec<Span>, arrival: Timestamp) -> Self {
+        Self {
+            lane,
+            block,
+            base,
+            spans: Arc::new(spans),
+            selection: Selection::All,
+            columns: Arc::default(),
+            changed: Arc::default(),
+            times: None,
+            seen_before: Timestamp::MIN,
+            arrival,
+        }
+    }
+
+    /// Records that an operator made, each with its event time. They are in order: nothing among them is late.
+    pub fn of_values(lane: Arc<Lane>, values: Vec<(Timestamp, Value)>, arrival: Timestamp) -> Self {
+        let spans = vec![Span::default(); values.len()];
+        let mut batch = Self::new(lane, Bytes::new(), 0, spans, arrival);
+        let (at, values): (Vec<_>, Vec<_>) = values.into_iter().map(|(time, value)| (time, Some(value))).unzip();
+        let max = at.iter().copied().max().unwrap_or(Timestamp::MIN);
+        let before = at.iter().map(|time| Timestamp(time.0.saturating_sub(1))).collect();
+        batch.times = Some(Arc::new(Times { at, before, max }));
+        batch.changed = Arc::new(values);
+        batch
+    }
+
+    /// How many records are in it.
+    pub fn len(&self) -> usize {
+        match &self.selection {
+            Selection::All => self.spans.len(),
+            Selection::Rows(rows) => rows.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rows that are in it, in order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        let selected = match &self.selection {
+            Selection::All => None,
+            Selection::Rows(rows) => Some(&rows[..]),
+        };
+        let rows = selected.map_or(self.spans.len(), <[u32]>::len);
+        (0..rows).map(move |at| selected.map_or(at as u32, |rows| rows[at]))
+    }
+
+    /// The same records less those not in `rows`, which must be a rising subset of [`Self::rows`].
+    #[must_use]
+    pub fn select(&self, rows: Vec<u32>) -> Self {
+        let mut batch = self.clone();
+        batch.selection = Selection::Rows(rows.into());
+        batch
+    }
+
+    /// The bytes of a record as they came in; empty where an operator made it.
+    pub fn record(&self, row: u32) -> &[u8] {
+        self.spans[row as usize].of(&self.block)
+    }
+
+    /// What an operator made of a record; `None` where it is as it came in.
+    pub fn changed(&self, row: u32) -> Option<&Value> {
+        self.changed.get(row as usize).and_then(Option::as_ref)
+    }
+
+    /// Puts `value` in the place of a record.
+    pub fn replace(&mut self, row: u32, value: Value) {
+        let changed = Arc::make_mut(&mut self.changed);
+        if changed.is_empty() {
+            changed.resize(self.spans.len(), None);
+        }
+        changed[row as usize] = Some(value);
+    }
+
+    /// Decodes the fields of `projection` that are not decoded yet. The records have been through the source's check, so
+    /// decoding cannot fail any more; a field that has no value is missing.
+    pub fn decode(&mut self, projection: &Projection) {
+        if self.block.is_empty() || self.columns.has(projection) {
+            return;
+        }
+        let codec = Arc::clone(&self.lane.codec);
+        let mut columns = std::mem::take(&mut self.columns);
+        Arc::make_mut(&mut columns).decode(&*codec, self, projection);
+        self.columns = columns;
+    }
+
+    /// A field of a record. It must have been decoded, or the record changed.
+    pub fn field(&self, row: u32, path: &FieldPath) -> Field<'_> {
+        if let Some(value) = self.changed(row) {
+            return value.get(path.path()).map_or(Field::Missing, Field::of_value);
+        }
+        self.columns.field(&self.block, row, path)
+    }
+
+    /// The whole record as a value.
+    pub fn value(&self, row: u32) -> Cow<'_, Value> {
+        match self.changed(row) {
+            Some(value) => Cow::Borrowed(value),
+            None => {
+                Cow::Owned(self.lane.codec.value(self.record(row)).unwrap_or_else(|_| Value::Object(ObjectMap::new())))
+            }
+        }
+    }
+
+    /// The event time of a record; its arrival where the plan did not ask for event times.
+    pub fn time(&self, row: u32) -> Timestamp {
+        self.times.as_ref().map_or(self.arrival, |times| times.at[row as usize])
+    }
+
+    /// The watermark of this lane as it stood just before a record.
+    pub fn watermark_before(&self, row: u32) -> Timestamp {
+        let Some(times) = &self.times else { return Timestamp::MIN };
+        let seen = times.before[row as usize].max(self.seen_before);
+        if seen == Timestamp::MIN { seen } else { seen.saturating_sub(self.lane.out_of_order) }
+    }
+
+    /// The watermark of this lane after the batch.
+    pub fn watermark_after(&self) -> Timestamp {
+        let Some(times) = &self.times else { return Timestamp::MIN };
+        let seen = times.max.max(self.seen_before);
+        if seen == Timestamp::MIN { seen } else { seen.saturating_sub(self.lane.out_of_order) }
+    }
+
+    /// Where a record stood in its source.
+    pub fn coordinate(&self, row: u32) -> Value {
+        let span = self.spans[row as usize];
+        let offset = Value::Integer((self.base + u64::from(span.start)) as i64);
+        let length = Value::Integer(i64::from(span.len));
+        let fields: Vec<(&str, Value)> = match &self.lane.origin {
+            Origin::File(file) => vec![("file", text(file)), ("offset", offset), ("length", length)],
+            Origin::Stream => vec![("offset", offset), ("length", length)],
+            Origin::Kafka { topic, partition } => vec![
+                ("topic", text(topic)),
+                ("partition", Value::Integer(i64::from(*partition))),
+                ("offset", Value::Integer((self.base + u64::from(row)) as i64)),
+            ],
+            Origin::Operator => vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))],
+        };
+        Value::Object(fields.into_iter().map(|(key, value)| (KeyString::from(key), value)).collect())
+    }
+
+    /// What expressions read as `%name`: `source`, `file`, `offset`, `partition`, `ingest_time`.
+    pub fn metadata(&self, row: u32) -> Value {
+        let mut metadata = ObjectMap::new();
+        metadata.insert("source".into(), text(&self.lane.source));
+        if let Origin::File(file) = &self.lane.origin {
+            metadata.insert("file".into(), text(file));
+        }
+        let offset = self.base + u64::from(self.spans[row as usize].start);
+        metadata.insert("offset".into(), Value::Integer(offset as i64));
+        metadata.insert("partition".into(), text(&self.lane.partition));
+        metadata.insert("ingest_time".into(), Value::Timestamp(self.arrival.to_datetime()));
+        Value::Object(metadata)
+    }
+
+    /// About how much memory the batch holds: what bounded edges count.
+    pub fn bytes(&self) -> usize {
+        self.block.len() + self.spans.len() * 32 + self.changed.len() * 256
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+}

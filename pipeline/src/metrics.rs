@@ -1,0 +1,251 @@
+//! The counters of the daemon, kept by the `prometheus` crate and emitted once per batch.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+use crate::operator::Reason;
+
+/// All metrics of one daemon.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub registry: Registry,
+    received_events: IntCounterVec,
+    sent_events: IntCounterVec,
+    received_bytes: IntCounterVec,
+    dropped_events: IntCounterVec,
+    expression_errors: IntCounterVec,
+    errors: IntCounterVec,
+    notifications: IntCounterVec,
+    latency: HistogramVec,
+    pub edge_bytes: IntGaugeVec,
+    pub source_lag: GaugeVec,
+    pub watermark: GaugeVec,
+    pub checkpoint_duration: Histogram,
+    pub checkpoint_bytes: IntGauge,
+    pub checkpoint_epoch: IntGauge,
+    pub checkpoint_failures: IntCounter,
+    pub alerts: IntGaugeVec,
+    pub state_bytes: IntGaugeVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// # Panics
+    /// Never: the names are distinct and well formed, which the test below shows.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("a well-formed name");
+            registry.register(Box::new(counters.clone())).expect("a name of its own");
+            counters
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels).expect("a well-formed name");
+            registry.register(Box::new(gauges.clone())).expect("a name of its own");
+            gauges
+        };
+        let float_gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = GaugeVec::new(Opts::new(name, help), labels).expect("a well-formed name");
+            registry.register(Box::new(gauges.clone())).expect("a name of its own");
+            gauges
+        };
+        let latency = HistogramVec::new(
+            HistogramOpts::new(
+                "tocsin_event_latency_seconds",
+                "From arrival at the source to acceptance by the sink, by batch.",
+            )
+            .buckets(vec![
+                0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+                5.0, 10.0, 60.0,
+            ]),
+            &["component"],
+        )
+        .expect("a well-formed name");
+        registry.register(Box::new(latency.clone())).expect("a name of its own");
+        let checkpoint_duration = Histogram::with_opts(
+            HistogramOpts::new(
+                "tocsin_checkpoint_duration_seconds",
+                "From a barrier's start to its complete checkpoint.",
+            )
+            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0]),
+        )
+        .expect("a well-formed name");
+        registry.register(Box::new(checkpoint_duration.clone())).expect("a name of its own");
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("a well-formed name");
+            registry.register(Box::new(gauge.clone())).expect("a name of its own");
+            gauge
+        };
+        let checkpoint_bytes = gauge("tocsin_checkpoint_bytes", "Bytes written for the last checkpoint.");
+        let checkpoint_epoch = gauge("tocsin_checkpoint_epoch", "The number of the last complete checkpoint.");
+        let checkpoint_failures =
+            IntCounter::new("tocsin_checkpoint_failures_total", "Checkpoints that were abandoned.")
+                .expect("a well-formed name");
+        registry.register(Box::new(checkpoint_failures.clone())).expect("a name of its own");
+        let component = &["component"][..];
+        Self {
+            received_events: counters(
+                "tocsin_component_received_events_total",
+                "Records a component took in.",
+                &["component", "kind"],
+            ),
+            sent_events: counters(
+                "tocsin_component_sent_events_total",
+                "Records a component handed on.",
+                &["component", "kind"],
+            ),
+            received_bytes: counters(
+                "tocsin_component_received_bytes_total",
+                "Bytes a component took in.",
+                &["component", "kind"],
+            ),
+            dropped_events: counters(
+                "tocsin_component_dropped_events_total",
+                "Records that ended at a component, by reason.",
+                &["component", "reason"],
+            ),
+            expression_errors: counters(
+                "tocsin_expression_errors_total",
+                "Conditions and expressions that failed on a record and so counted as false or as no value.",
+                component,
+            ),
+            errors: counters(
+                "tocsin_component_errors_total",
+                "Faults outside that were met, by what failed.",
+                &["component", "error"],
+            ),
+            notifications: counters(
+                "tocsin_notifications_total",
+                "Notifications by outcome: delivered, retried, refused.",
+                &["receiver", "result"],
+            ),
+            edge_bytes: gauges("tocsin_edge_bytes", "Bytes waiting between two components.", &["from", "to"]),
+            source_lag: float_gauges(
+                "tocsin_source_lag_seconds",
+                "How far the newest event time is behind the clock.",
+                component,
+            ),
+            watermark: float_gauges("tocsin_watermark_seconds", "The watermark, as seconds since 1970.", component),
+            alerts: gauges("tocsin_alerts", "Alerts by rule and state.", &["rule", "state"]),
+            state_bytes: gauges("tocsin_state_bytes", "About how much memory an operator's state takes.", component),
+            latency,
+            checkpoint_duration,
+            checkpoint_bytes,
+            checkpoint_epoch,
+            checkpoint_failures,
+            registry,
+        }
+    }
+
+    /// The counters of one component. `kind` is `source`, `operator` or `sink`.
+    pub fn component(&self, name: &str, kind: &str) -> ComponentMetrics {
+        ComponentMetrics(Arc::new(Counters {
+            received_events: self.received_events.with_label_values(&[name, kind]),
+            sent_events: self.sent_events.with_label_values(&[name, kind]),
+            received_bytes: self.received_bytes.with_label_values(&[name, kind]),
+            dropped: Reason::ALL.map(|reason| self.dropped_events.with_label_values(&[name, reason.as_str()])),
+            expression_errors: self.expression_errors.with_label_values(&[name]),
+            latency: self.latency.with_label_values(&[name]),
+            errors: self.errors.clone(),
+            notifications: self.notifications.clone(),
+            lag: self.source_lag.with_label_values(&[name]),
+            name: name.to_owned(),
+        }))
+    }
+}
+
+/// The counters of one component; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ComponentMetrics(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
+    received_events: IntCounter,
+    sent_events: IntCounter,
+    received_bytes: IntCounter,
+    dropped: [IntCounter; Reason::ALL.len()],
+    expression_errors: IntCounter,
+    latency: Histogram,
+    errors: IntCounterVec,
+    notifications: IntCounterVec,
+    lag: Gauge,
+    name: String,
+}
+
+impl ComponentMetrics {
+    pub fn received(&self, events: usize, bytes: usize) {
+        self.0.received_events.inc_by(events as u64);
+        self.0.received_bytes.inc_by(bytes as u64);
+    }
+
+    pub fn sent(&self, events: usize) {
+        self.0.sent_events.inc_by(events as u64);
+    }
+
+    pub fn dropped(&self, reason: Reason, events: u64) {
+        let at = Reason::ALL.iter().position(|known| *known == reason).expect("ALL holds every reason");
+        self.0.dropped[at].inc_by(events);
+    }
+
+    pub fn expression_errors(&self, count: u64) {
+        self.0.expression_errors.inc_by(count);
+    }
+
+    /// A fault of the outside world: a connection refused, a read that failed. `error` is one of a few fixed words.
+    pub fn error(&self, error: &str) {
+        self.0.errors.with_label_values(&[self.0.name.as_str(), error]).inc();
+    }
+
+    /// How a notification went: `delivered`, `retried`, `refused`.
+    pub fn notification(&self, result: &str) {
+        self.0.notifications.with_label_values(&[self.0.name.as_str(), result]).inc();
+    }
+
+    /// How long it took from the source to the sink's acceptance.
+    pub fn latency(&self, seconds: f64) {
+        self.0.latency.observe(seconds);
+    }
+
+    pub fn lag(&self, seconds: f64) {
+        self.0.lag.set(seconds);
+    }
+
+    pub fn received_events(&self) -> u64 {
+        self.0.received_events.get()
+    }
+
+    pub fn received_bytes(&self) -> u64 {
+        self.0.received_bytes.get()
+    }
+
+    pub fn sent_events(&self) -> u64 {
+        self.0.sent_events.get()
+    }
+
+    pub fn dropped_events(&self, reason: Reason) -> u64 {
+        let at = Reason::ALL.iter().position(|known| *known == reason).expect("ALL holds every reason");
+        self.0.dropped[at].get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_names_are_registered_once() {
+        let metrics = Metrics::new();
+        metrics.component("a", "source").received(2, 10);
+        metrics.component("a", "source").received(1, 5);
+        assert_eq!(metrics.component("a", "source").received_events(), 3);
+    }
+}
