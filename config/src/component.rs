@@ -69,6 +69,11 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         false
     }
 
+    /// The codec where the configuration names none.
+    fn default_codec(&self) -> &'static str {
+        "text"
+    }
+
     /// No I/O, no task.
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
@@ -141,6 +146,7 @@ pub struct Type<C: ?Sized + 'static> {
 pub trait AnySource: Send + Sync {
     fn problems(&self) -> Vec<Problem>;
     fn is_replayable(&self) -> bool;
+    fn default_codec(&self) -> &'static str;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
 
@@ -151,6 +157,10 @@ impl<C: SourceConfig> AnySource for C {
 
     fn is_replayable(&self) -> bool {
         SourceConfig::is_replayable(self)
+    }
+
+    fn default_codec(&self) -> &'static str {
+        SourceConfig::default_codec(self)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {
