@@ -145,6 +145,36 @@ pub struct Lane {
     pub out_of_order: std::time::Duration,
 }
 
+impl Lane {
+    /// The lane of the records that the operator `name` makes: [`Origin::Operator`] or [`Origin::Keyed`].
+    pub fn of_operator(name: Arc<str>, origin: Origin) -> Self {
+        let out_of_order = std::time::Duration::ZERO;
+        Self { source: name, partition: String::new(), origin, codec: Arc::new(Made), out_of_order }
+    }
+}
+
+/// The codec of records that have no bytes to decode.
+#[derive(Debug)]
+struct Made;
+
+impl Codec for Made {
+    fn name(&self) -> &'static str {
+        "made"
+    }
+
+    fn decode(&self, _: &[u8], _: &mut crate::codec::Row<'_>) -> Result<(), crate::codec::DecodeError> {
+        Ok(())
+    }
+
+    fn value(&self, _: &[u8]) -> Result<Value, crate::codec::DecodeError> {
+        Ok(Value::Object(ObjectMap::new()))
+    }
+
+    fn accepts_all(&self) -> bool {
+        true
+    }
+}
+
 /// How the coordinate of a record is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -156,6 +186,10 @@ pub enum Origin {
     Kafka { topic: Arc<str>, partition: i32 },
     /// Made by an operator.
     Operator,
+    /// Made by an operator that gives one record per key and turn, as windows do: what becomes of a key stands in the
+    /// record itself, so that `alert` lets each of them decide and tells them apart by the fields named here: the names
+    /// under which the records hold the key (the last segment of each `group_by` path; none where there is no key).
+    Keyed(Arc<[String]>),
 }
 
 /// Which records of a batch are still in it.
@@ -339,7 +373,7 @@ impl Batch {
                 ("partition", Value::Integer(i64::from(*partition))),
                 ("offset", Value::Integer((self.base + u64::from(row)) as i64)),
             ],
-            Origin::Operator => vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))],
+            Origin::Operator | Origin::Keyed(_) => vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))],
         };
         Value::Object(fields.into_iter().map(|(key, value)| (KeyString::from(key), value)).collect())
     }
