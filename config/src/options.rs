@@ -1,0 +1,425 @@
+//! The options that all sources, all operators or all sinks have, and those of the daemon itself. Their doc comments are
+//! part of the reference.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time;
+
+use chrono::format::{Item, StrftimeItems};
+use chrono_tz::Tz;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
+use vrl::path::OwnedValuePath;
+
+use crate::component::Problem;
+use crate::types::{ByteSize, Duration};
+
+/// The daemon itself: where it keeps its state, how often, and how much it may use.
+///
+/// ```toml
+/// [daemon]
+/// data_dir = "/var/lib/tocsin"
+/// admin = "127.0.0.1:9477"
+/// memory = "512MiB"
+/// ```
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DaemonOptions {
+    /// The folder for checkpoints and whatever else must survive a restart; a relative path starts at the configuration
+    /// file's folder. Without it nothing survives: every start is a fresh one.
+    pub data_dir: Option<PathBuf>,
+    /// The address that metrics, health and the commands for a running daemon are served at, such as `"127.0.0.1:9477"`.
+    /// Without it nothing is served. There is no authentication: keep it on the loopback or behind something that has.
+    pub admin: Option<SocketAddr>,
+    /// How often a checkpoint is taken: what must be read again after a crash is at most about this much.
+    #[serde(default = "one_second")]
+    pub checkpoint_interval: Duration,
+    /// How many threads work on records. Results do not depend on it. Default: one per core.
+    pub threads: Option<NonZeroUsize>,
+    /// How much memory the records that are on their way may take, all edges together. A full edge makes its writer wait.
+    #[serde(default = "memory")]
+    pub memory: ByteSize,
+    /// How long SIGTERM and SIGINT wait for what has been read to reach its sinks. What has not by then is read or sent
+    /// again after the next start.
+    #[serde(default = "fifteen_seconds")]
+    pub shutdown_timeout: Duration,
+    /// How much the daemon tells of itself on stderr.
+    #[serde(default)]
+    pub log: LogLevel,
+}
+
+/// How much the daemon tells of itself; each level includes those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// Only what stopped something.
+    Error,
+    /// What needs a look, such as a peer that is away.
+    Warn,
+    /// What happened.
+    #[default]
+    Info,
+    /// Why it happened.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The word it is written as.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl Default for DaemonOptions {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            admin: None,
+            checkpoint_interval: one_second(),
+            threads: None,
+            memory: memory(),
+            shutdown_timeout: fifteen_seconds(),
+            log: LogLevel::default(),
+        }
+    }
+}
+
+impl DaemonOptions {
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.checkpoint_interval.0 < time::Duration::from_millis(10) {
+            problems.push(
+                Problem::new("checkpoint_interval", "checkpoints cannot be taken that often")
+                    .help("write at least \"10ms\"; the default is \"1s\""),
+            );
+        }
+        if self.memory.0 < 4 << 20 {
+            problems.push(
+                Problem::new("memory", "too little memory for records on their way")
+                    .help("write at least \"4MiB\"; the default is \"256MiB\""),
+            );
+        }
+        problems
+    }
+}
+
+/// What every source can be told about its records.
+///
+/// Every source has the output `NAME.rejected`: records that are too long or that the codec cannot read, as dead letters.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceOptions {
+    /// Where an event's time is, if not where the codec says. A record without a time counts as of its arrival.
+    pub timestamp: Option<TimestampOptions>,
+    /// Lines that belong together: stack traces, wrapped messages. Only for sources that read lines.
+    pub multiline: Option<MultilineOptions>,
+    /// Longer records are cut off or rejected, as `too_long` says, and never buffered. At most `"256MiB"`.
+    #[serde(default = "one_mebibyte")]
+    pub max_record_bytes: ByteSize,
+    /// What becomes of a record longer than `max_record_bytes`.
+    #[serde(default)]
+    pub too_long: TooLongOption,
+    /// What becomes of a record that the codec cannot read.
+    #[serde(default)]
+    pub on_decode_error: OnDecodeError,
+    /// How far an event's time may be behind the greatest seen so far in its partition without being late. Windows and
+    /// alerts wait so much longer.
+    #[serde(default = "zero")]
+    pub out_of_order: Duration,
+    /// After how long without records a healthy partition stops holding others back: event time then follows the clock.
+    #[serde(default = "ten_seconds")]
+    pub idle_timeout: Duration,
+}
+
+/// Where an event's time is, and how it is written.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimestampOptions {
+    /// The field that holds it, such as `".ts"` or `".event.created"`.
+    pub field: String,
+    /// How it is written: `"rfc3339"`, `"unix"` (seconds, with decimals or without), `"unix_ms"`, `"unix_us"`, `"unix_ns"`,
+    /// or a strftime pattern such as `"%d/%b/%Y:%H:%M:%S %z"`.
+    #[serde(default = "rfc3339")]
+    pub format: String,
+    /// The time zone of a pattern without `%z`: an IANA name such as `"Europe/Prague"`. Default: UTC.
+    pub timezone: Option<String>,
+}
+
+/// Which lines make one record.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MultilineOptions {
+    /// The regular expression that lines are tested with.
+    pub pattern: String,
+    /// What a match says of a line.
+    pub mode: MultilineModeOption,
+    /// A record is complete when no further line has come for so long.
+    #[serde(default = "one_second")]
+    pub timeout: Duration,
+    /// A record is complete when it has so many lines. At least 1.
+    #[serde(default = "one_thousand")]
+    pub max_lines: usize,
+}
+
+/// What a match of `pattern` says of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MultilineModeOption {
+    /// It begins a record; all others continue one.
+    Start,
+    /// It ends a record.
+    End,
+    /// It continues the record before it.
+    ContinuePast,
+    /// It is continued by the next line.
+    ContinueThrough,
+}
+
+/// What becomes of a record that is too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLongOption {
+    /// It becomes a dead letter that holds its head.
+    #[default]
+    Reject,
+    /// Its head goes on, the rest is left out.
+    Truncate,
+}
+
+/// What becomes of a record that the codec cannot read. Counted in either case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDecodeError {
+    /// It becomes a dead letter at `NAME.rejected`.
+    #[default]
+    Reject,
+    /// It ends here.
+    Drop,
+}
+
+/// What every sink can be told about waiting records.
+///
+/// Every sink has the output `NAME.rejected`: records refused for good, as dead letters.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SinkOptions {
+    /// How many bytes may wait for the sink, and what happens then.
+    #[serde(default)]
+    pub buffer: BufferOptions,
+}
+
+/// How many bytes may wait for a sink, and what happens then.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BufferOptions {
+    /// How many bytes of records may wait.
+    #[serde(default = "sixty_four_mebibytes")]
+    pub max: ByteSize,
+    /// What happens when they do.
+    #[serde(default)]
+    pub when_full: WhenFull,
+}
+
+impl Default for BufferOptions {
+    fn default() -> Self {
+        Self { max: sixty_four_mebibytes(), when_full: WhenFull::default() }
+    }
+}
+
+/// What happens when a sink's buffer is full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// Whoever writes to the sink waits, back to the source. Nothing is lost.
+    #[default]
+    Block,
+    /// New records are dropped, and counted: a dead sink does not hold up the others.
+    DropNewest,
+    /// New records go to disk. Not supported yet.
+    Spill,
+}
+
+/// [`TimestampOptions`], checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timestamps {
+    pub field: OwnedValuePath,
+    pub format: TimestampFormat,
+    /// Of a pattern that does not say its offset.
+    pub timezone: Tz,
+}
+
+/// How a time is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TimestampFormat {
+    Rfc3339,
+    /// Seconds since 1970, with decimals or without.
+    Unix,
+    UnixMillis,
+    UnixMicros,
+    UnixNanos,
+    /// A strftime pattern that chrono accepts.
+    Pattern(String),
+}
+
+impl TimestampOptions {
+    /// Checks what types cannot. Paths of problems begin at the table of the timestamp.
+    pub(crate) fn check(&self, problems: &mut Vec<Problem>) -> Option<Timestamps> {
+        let found = problems.len();
+        let field = vrl::path::parse_value_path(&self.field).ok().filter(|path| !path.segments.is_empty());
+        if field.is_none() {
+            problems.push(
+                Problem::new("timestamp.field", format!("{:?} is not a path to a field", self.field))
+                    .help("write a path such as \".ts\" or \".event.created\""),
+            );
+        }
+        let format = match self.format.as_str() {
+            "rfc3339" => TimestampFormat::Rfc3339,
+            "unix" => TimestampFormat::Unix,
+            "unix_ms" => TimestampFormat::UnixMillis,
+            "unix_us" => TimestampFormat::UnixMicros,
+            "unix_ns" => TimestampFormat::UnixNanos,
+            pattern => {
+                if !pattern.contains('%') {
+                    problems.push(
+                        Problem::new("timestamp.format", format!("{pattern:?} is not a format of time")).help(
+                            "write \"rfc3339\", \"unix\", \"unix_ms\", \"unix_us\", \"unix_ns\", or a pattern such as \
+                             \"%Y-%m-%d %H:%M:%S\"",
+                        ),
+                    );
+                } else if StrftimeItems::new(pattern).any(|item| item == Item::Error) {
+                    problems.push(
+                        Problem::new("timestamp.format", format!("{pattern:?} has a specifier that strftime lacks"))
+                            .help("a pattern looks like \"%d/%b/%Y:%H:%M:%S %z\"; a percent sign itself is \"%%\""),
+                    );
+                }
+                TimestampFormat::Pattern(pattern.to_owned())
+            }
+        };
+        let timezone = self.timezone.as_deref().map(str::parse::<Tz>);
+        if let Some(Err(_)) = timezone {
+            let name = self.timezone.as_deref().unwrap_or_default();
+            problems.push(
+                Problem::new("timestamp.timezone", format!("{name:?} is not a time zone"))
+                    .help("write an IANA name such as \"UTC\" or \"Europe/Prague\""),
+            );
+        }
+        let timezone = timezone.and_then(Result::ok).unwrap_or(Tz::UTC);
+        (problems.len() == found).then_some(Timestamps { field: field?, format, timezone })
+    }
+}
+
+impl SourceOptions {
+    /// Checks what types cannot, and gives what a running source is told of records.
+    pub(crate) fn records(&self, problems: &mut Vec<Problem>) -> RecordOptions {
+        // A block holds at least one record, and blocks stay well below the 4 GiB that spans can address.
+        const MOST: u64 = 256 << 20;
+        if self.max_record_bytes.0 == 0 || self.max_record_bytes.0 > MOST {
+            problems.push(
+                Problem::new("max_record_bytes", format!("{} is out of range", self.max_record_bytes))
+                    .help("write a size from \"1\" to \"256MiB\""),
+            );
+        }
+        RecordOptions {
+            max_record_bytes: usize::try_from(self.max_record_bytes.0.clamp(1, MOST)).expect("MOST fits any usize"),
+            too_long: match self.too_long {
+                TooLongOption::Reject => TooLong::Reject,
+                TooLongOption::Truncate => TooLong::Truncate,
+            },
+            multiline: self.multiline.as_ref().and_then(|multiline| multiline.check(problems)),
+        }
+    }
+}
+
+impl MultilineOptions {
+    fn check(&self, problems: &mut Vec<Problem>) -> Option<Multiline> {
+        if self.max_lines == 0 {
+            problems
+                .push(Problem::new("multiline.max_lines", "a record has at least one line").help("write 1 or more"));
+        }
+        let pattern = match regex::bytes::RegexBuilder::new(&self.pattern).size_limit(10 << 20).build() {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                problems.push(regex_problem("multiline.pattern", &self.pattern, &error));
+                return None;
+            }
+        };
+        Some(Multiline {
+            pattern,
+            mode: match self.mode {
+                MultilineModeOption::Start => MultilineMode::Start,
+                MultilineModeOption::End => MultilineMode::End,
+                MultilineModeOption::ContinuePast => MultilineMode::ContinuePast,
+                MultilineModeOption::ContinueThrough => MultilineMode::ContinueThrough,
+            },
+            timeout: self.timeout.0,
+            max_lines: self.max_lines,
+        })
+    }
+}
+
+/// The problem with a regular expression. The parser is asked again for the place, which the compiler does not tell.
+pub fn regex_problem(option: &str, pattern: &str, error: &regex::Error) -> Problem {
+    match regex_syntax::parse(pattern) {
+        Err(regex_syntax::Error::Parse(error)) => {
+            Problem::new(option, format!("not a regular expression: {}", error.kind()))
+                .within(error.span().start.offset..error.span().end.offset)
+        }
+        Err(regex_syntax::Error::Translate(error)) => {
+            Problem::new(option, format!("not a regular expression: {}", error.kind()))
+                .within(error.span().start.offset..error.span().end.offset)
+        }
+        _ => match error {
+            regex::Error::CompiledTooBig(limit) => {
+                Problem::new(option, format!("the regular expression needs more than {limit} bytes when compiled"))
+                    .help("make its repetitions smaller")
+            }
+            error => Problem::new(option, format!("not a regular expression: {error}")),
+        },
+    }
+}
+
+fn zero() -> Duration {
+    Duration(time::Duration::ZERO)
+}
+
+fn one_second() -> Duration {
+    Duration(time::Duration::from_secs(1))
+}
+
+fn ten_seconds() -> Duration {
+    Duration(time::Duration::from_secs(10))
+}
+
+fn fifteen_seconds() -> Duration {
+    Duration(time::Duration::from_secs(15))
+}
+
+fn memory() -> ByteSize {
+    ByteSize(256 << 20)
+}
+
+fn one_mebibyte() -> ByteSize {
+    ByteSize(1 << 20)
+}
+
+fn sixty_four_mebibytes() -> ByteSize {
+    ByteSize(64 << 20)
+}
+
+fn one_thousand() -> usize {
+    1000
+}
+
+fn rfc3339() -> String {
+    "rfc3339".to_owned()
+}
