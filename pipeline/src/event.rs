@@ -373,7 +373,9 @@ impl Batch {
                 ("partition", Value::Integer(i64::from(*partition))),
                 ("offset", Value::Integer((self.base + u64::from(row)) as i64)),
             ],
-            Origin::Operator | Origin::Keyed(_) => vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))],
+            Origin::Operator | Origin::Keyed(_) => {
+                vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))]
+            }
         };
         Value::Object(fields.into_iter().map(|(key, value)| (KeyString::from(key), value)).collect())
     }

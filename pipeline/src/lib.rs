@@ -9,4 +9,6 @@ pub mod metrics;
 pub mod operator;
 pub mod sink;
 pub mod source;
+pub mod template;
 pub mod time;
+pub mod timestamp;
