@@ -1,14 +1,24 @@
 //! What flows and what runs it: batches, the contracts of sources, operators and sinks, checkpoints, and the engine.
 //! Knows no component.
 
+pub mod chain;
+pub mod checkpoint;
 pub mod codec;
 pub mod event;
 pub mod expression;
+pub mod graph;
+pub mod intake;
 pub mod json;
 pub mod metrics;
 pub mod operator;
+pub mod prefilter;
+pub mod runtime;
 pub mod sink;
 pub mod source;
+pub mod store;
 pub mod template;
 pub mod time;
 pub mod timestamp;
+pub mod watermark;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -75,14 +75,14 @@ pub fn nanos(duration: Duration) -> i64 {
 }
 
 /// Two decimal digits at `at`, which the caller has checked to exist.
-fn two(text: &[u8], at: usize) -> Option<i64> {
+pub(crate) fn two(text: &[u8], at: usize) -> Option<i64> {
     let (tens, ones) = (text[at].wrapping_sub(b'0'), text[at + 1].wrapping_sub(b'0'));
     (tens < 10 && ones < 10).then(|| i64::from(tens) * 10 + i64::from(ones))
 }
 
 /// The common spellings `2026-11-20T12:00:00[.fraction](Z|±hh:mm)`, some ten times as fast as chrono; `None` sends
 /// everything else (leap seconds, lower case, odd fractions) to chrono.
-fn parse_rfc3339_fast(text: &[u8]) -> Option<Timestamp> {
+pub(crate) fn parse_rfc3339_fast(text: &[u8]) -> Option<Timestamp> {
     if text.len() < 20
         || text[4] != b'-'
         || text[7] != b'-'
@@ -134,7 +134,7 @@ fn parse_rfc3339_fast(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp(seconds * 1_000_000_000 + fraction))
 }
 
-fn days_in_month(year: i64, month: i64) -> i64 {
+pub(crate) fn days_in_month(year: i64, month: i64) -> i64 {
     match month {
         2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
         2 => 28,
