@@ -49,6 +49,18 @@ pub trait Codec: Send + Sync + fmt::Debug {
         }
     }
 
+    /// Whether text can be spelled in a record in another way than letter by letter (escapes): then a literal that is not
+    /// found in the raw bytes may still be in a field.
+    fn escapes(&self) -> bool {
+        true
+    }
+
+    /// Whether the text of every field stands in the raw bytes of its record, letter by letter or escaped. Not where a codec
+    /// writes names for numbers, as syslog's severities: then nothing can be looked for in the raw bytes.
+    fn keeps_text(&self) -> bool {
+        true
+    }
+
     /// Whether it accepts every record: then records that nobody reads need not be looked at.
     fn accepts_all(&self) -> bool {
         false
@@ -211,6 +223,7 @@ impl Columns {
             Cell::Text(span) => Field::Text(span.of(block)),
             Cell::Owned(span) => Field::Text(span.of(&self.arena)),
             Cell::Json(span) => Field::Json(span.of(block)),
+            Cell::OwnedJson(span) => Field::Json(span.of(&self.arena)),
             Cell::Time(time) => Field::Time(time),
         }
     }
@@ -291,6 +304,13 @@ impl<'a> Row<'a> {
         let span = Span::new(self.arena.len(), text.len());
         self.arena.extend_from_slice(text);
         self.set(slot, Cell::Owned(span));
+    }
+
+    /// Writes an array or object that does not stand in the record as JSON text.
+    pub fn owned_json(&mut self, slot: usize, json: &[u8]) {
+        let span = Span::new(self.arena.len(), json.len());
+        self.arena.extend_from_slice(json);
+        self.set(slot, Cell::OwnedJson(span));
     }
 
     /// Forgets all that was written of this record.

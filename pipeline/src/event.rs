@@ -55,6 +55,8 @@ pub enum Cell {
     Owned(Span),
     /// An array or object: its JSON text in the block.
     Json(Span),
+    /// An array or object that has no JSON text in the block: its JSON text in the columns' arena.
+    OwnedJson(Span),
     Time(Timestamp),
 }
 
