@@ -179,9 +179,9 @@ pub enum MultilineModeOption {
     Start,
     /// It ends a record.
     End,
-    /// It continues the record before it.
+    /// It is continued by the next line, as one that ends in a backslash.
     ContinuePast,
-    /// It is continued by the next line.
+    /// It continues the record before it, as one that is indented.
     ContinueThrough,
 }
 
