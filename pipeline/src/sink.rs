@@ -117,6 +117,7 @@ pub trait Sink: Send {
     /// that is away is no reason to fail. Called for all sinks before any source runs.
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>>;
 
-    /// Takes inputs until [`SinkInput::End`].
-    fn run(self: Box<Self>, context: SinkContext) -> BoxFuture<'static, Result<(), SinkError>>;
+    /// Takes inputs until [`SinkInput::End`], finishes what it has within the context's `stop`, and says what it needs to
+    /// go on from: as at a barrier, `Unchanged` if nothing has changed since the last one.
+    fn run(self: Box<Self>, context: SinkContext) -> BoxFuture<'static, Result<SinkState, SinkError>>;
 }

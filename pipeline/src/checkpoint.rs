@@ -1,0 +1,461 @@
+//! Checkpoints: one epoch holds every source position, every operator's state and every sink's, for the whole process.
+//!
+//! `checkpoints/segment-N` holds the pieces of state that changed in epoch N; `checkpoints/manifest-N` names all pieces of the
+//! epoch, most of them in older segments. The rename of the manifest, made durable, is what makes the epoch the truth.
+//! What to do with what is found at start is decided by [`decide`], which touches nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
+use crate::time::Timestamp;
+
+/// The format of manifests and segments; a directory of another is refused.
+const FORMAT: u32 = 1;
+/// How many complete epochs are kept: a damaged one can be passed over.
+const KEPT: usize = 3;
+
+/// What a manifest says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    epoch: u64,
+    sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
+    operators: BTreeMap<String, Pieces>,
+    sinks: BTreeMap<String, Place>,
+    /// When it was written, for people.
+    written_at: String,
+}
+
+/// Where reading of a lane goes on, and what its event time had come to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LanePosition {
+    pub position: Json,
+    /// The greatest event time seen, in nanoseconds since 1970.
+    pub seen: i64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Pieces {
+    version: u16,
+    groups: BTreeMap<u16, Place>,
+}
+
+/// Where a piece of state stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Place {
+    segment: u64,
+    offset: u64,
+    length: u64,
+}
+
+/// What an epoch holds, as collected from the tasks.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
+    /// By operator: its state version, and the pieces that changed. An empty piece: nothing is left of the group.
+    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
+    /// By sink: its state where it changed.
+    pub sinks: BTreeMap<String, Bytes>,
+}
+
+impl Snapshot {
+    /// Lays a later snapshot over this one.
+    fn overlay(&mut self, later: Self) {
+        self.sources.extend(later.sources);
+        for (operator, (version, pieces)) in later.operators {
+            let entry = self.operators.entry(operator).or_default();
+            entry.0 = version;
+            entry.1.extend(pieces);
+        }
+        self.sinks.extend(later.sinks);
+    }
+}
+
+/// What a pipeline starts from.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// 0 on a fresh start.
+    pub epoch: u64,
+    pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
+    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
+    pub sinks: BTreeMap<String, Bytes>,
+}
+
+/// An epoch found on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub epoch: u64,
+    /// Why it cannot be used; `None` if it is whole.
+    pub damage: Option<String>,
+}
+
+/// What to do at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Nothing has been kept yet.
+    StartFresh,
+    /// Go on from `epoch`; later ones had to be passed over.
+    Resume { epoch: u64, passed_over: Vec<Found> },
+    /// Going on would lose or invent something: a person must decide.
+    Refuse(String),
+}
+
+/// Decides from what was found, newest first or not.
+pub fn decide(mut found: Vec<Found>) -> Recovery {
+    found.sort_by_key(|found| std::cmp::Reverse(found.epoch));
+    let whole = found.iter().position(|found| found.damage.is_none());
+    match whole {
+        Some(at) => {
+            let epoch = found[at].epoch;
+            found.truncate(at);
+            Recovery::Resume { epoch, passed_over: found }
+        }
+        None if found.is_empty() => Recovery::StartFresh,
+        None => {
+            let reasons: Vec<_> = found.iter().filter_map(|found| found.damage.clone()).collect();
+            Recovery::Refuse(format!(
+                "no checkpoint can be read ({}); restore the folder from a backup, or move it away to start afresh",
+                reasons.join("; ")
+            ))
+        }
+    }
+}
+
+/// Writes checkpoints to a data directory and reads them back.
+pub struct Checkpoints {
+    storage: Arc<dyn Storage>,
+    folder: PathBuf,
+    /// The manifest of the last complete epoch.
+    current: Option<Manifest>,
+    /// The sizes of the segments that kept manifests refer to.
+    segments: BTreeMap<u64, u64>,
+    /// The segments each kept epoch refers to.
+    kept: BTreeMap<u64, BTreeSet<u64>>,
+    /// What was collected for epochs whose writing failed: operators do not hand it out again.
+    unsaved: Snapshot,
+    next_epoch: u64,
+}
+
+/// A checkpoint could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{action} {}: {error}", path.display())]
+    Io { action: &'static str, path: PathBuf, error: std::io::Error },
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Checkpoints {
+    /// Opens the checkpoints of a data directory: what was kept, and what to go on from.
+    pub fn open(storage: Arc<dyn Storage>, data_dir: &Path) -> Result<(Self, Restored, Vec<Found>), CheckpointError> {
+        let folder = data_dir.join("checkpoints");
+        let io = |action| {
+            let path = folder.clone();
+            move |error| CheckpointError::Io { action, path, error }
+        };
+        storage.create_dir(&folder).map_err(io("making"))?;
+        let names = storage.list(&folder).map_err(io("listing"))?;
+        let epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+        let highest = names
+            .iter()
+            .filter_map(|name| number(name, "manifest-").or_else(|| number(name, "segment-")))
+            .max()
+            .unwrap_or(0);
+        let mut checkpoints = Self {
+            storage,
+            folder,
+            current: None,
+            segments: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            unsaved: Snapshot::default(),
+            next_epoch: highest + 1,
+        };
+        let mut loaded = BTreeMap::new();
+        let mut found = Vec::new();
+        for epoch in epochs {
+            match checkpoints.load(epoch) {
+                Ok(whole) => {
+                    loaded.insert(epoch, whole);
+                    found.push(Found { epoch, damage: None });
+                }
+                Err(damage) => found.push(Found { epoch, damage: Some(damage) }),
+            }
+        }
+        match decide(found) {
+            Recovery::StartFresh => Ok((checkpoints, Restored::default(), Vec::new())),
+            Recovery::Refuse(reason) => Err(CheckpointError::Refused(reason)),
+            Recovery::Resume { epoch, passed_over } => {
+                for (epoch, (manifest, _)) in &loaded {
+                    checkpoints.keep(*epoch, manifest);
+                }
+                let (manifest, restored) = loaded.remove(&epoch).expect("decided from what was loaded");
+                checkpoints.current = Some(manifest);
+                checkpoints.collect_garbage();
+                Ok((checkpoints, restored, passed_over))
+            }
+        }
+    }
+
+    /// The number of the next epoch; never used twice, even if writing it fails.
+    pub fn next_epoch(&mut self) -> u64 {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        epoch
+    }
+
+    /// Whether the pieces are scattered over so many or so large old segments that operators should hand out all their
+    /// state with the next snapshot.
+    pub fn wants_full(&self) -> bool {
+        let Some(current) = &self.current else { return false };
+        let live: u64 = places(current).map(|place| place.length).sum();
+        let held: u64 = self.segments.values().sum();
+        self.segments.len() > 64 || held > 4 * live + (64 << 20)
+    }
+
+    /// Keeps what was collected for an epoch that is abandoned: it goes out with the next.
+    pub fn hold(&mut self, snapshot: Snapshot) {
+        self.unsaved.overlay(snapshot);
+    }
+
+    /// Writes an epoch. When this returns without error it is the truth; when it fails the epoch before stays that, and
+    /// what was collected is written with the next.
+    pub fn write(&mut self, epoch: u64, snapshot: Snapshot, now: Timestamp) -> Result<u64, CheckpointError> {
+        self.unsaved.overlay(snapshot);
+        let mut manifest = self.current.clone().unwrap_or_else(|| Manifest {
+            format: FORMAT,
+            epoch,
+            sources: BTreeMap::new(),
+            operators: BTreeMap::new(),
+            sinks: BTreeMap::new(),
+            written_at: String::new(),
+        });
+        manifest.epoch = epoch;
+        manifest.written_at = now.to_string();
+        manifest.sources.extend(self.unsaved.sources.clone());
+        let mut segment = FileWriter::new(epoch);
+        for (operator, (version, pieces)) in &self.unsaved.operators {
+            let entry = manifest.operators.entry(operator.clone()).or_default();
+            entry.version = *version;
+            for (group, piece) in pieces {
+                if piece.is_empty() {
+                    entry.groups.remove(group);
+                } else {
+                    entry.groups.insert(*group, place(&mut segment, epoch, Kind::Piece, piece));
+                }
+            }
+        }
+        for (sink, state) in &self.unsaved.sinks {
+            if state.is_empty() {
+                manifest.sinks.remove(sink);
+            } else {
+                manifest.sinks.insert(sink.clone(), place(&mut segment, epoch, Kind::SinkState, state));
+            }
+        }
+        let written = self.write_files(epoch, &manifest, &segment)?;
+        self.unsaved = Snapshot::default();
+        if !segment.is_empty() {
+            self.segments.insert(epoch, segment.len() as u64);
+        }
+        self.keep(epoch, &manifest);
+        self.current = Some(manifest);
+        self.collect_garbage();
+        Ok(written)
+    }
+
+    fn write_files(&self, epoch: u64, manifest: &Manifest, segment: &FileWriter) -> Result<u64, CheckpointError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |error| CheckpointError::Io { action, path, error }
+        };
+        let mut written = 0;
+        if !segment.is_empty() {
+            let path = self.path("segment", epoch);
+            self.storage.write_new(&path, segment.content()).map_err(io("writing", &path))?;
+            self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
+            written += segment.len();
+        }
+        let mut file = FileWriter::new(epoch);
+        let text = serde_json::to_vec(manifest).expect("a manifest has string keys");
+        file.push(epoch, Kind::Manifest, &text);
+        let (path, temporary) = (self.path("manifest", epoch), self.folder.join("manifest.tmp"));
+        self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
+        self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
+        self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
+        Ok((written + file.len()) as u64)
+    }
+
+    /// Reads an epoch with all its pieces, or says what is wrong with it.
+    fn load(&mut self, epoch: u64) -> Result<(Manifest, Restored), String> {
+        let path = self.path("manifest", epoch);
+        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+        let content = self.storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
+        let damaged = |damaged: Damaged| damaged.to_string();
+        let reader = FileReader::new(&name, epoch, &content).map_err(damaged)?;
+        let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest).map_err(damaged)?;
+        let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{name}: {error}"))?;
+        if manifest.format != FORMAT {
+            return Err(format!("{name}: format {} is not known to this version", manifest.format));
+        }
+        let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
+        for place in places(&manifest) {
+            if !segments.contains_key(&place.segment) {
+                let path = self.path("segment", place.segment);
+                let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+                let content = self.storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
+                self.segments.insert(place.segment, content.len() as u64);
+                segments.insert(place.segment, (name, content));
+            }
+        }
+        let piece = |place: &Place, kind| -> Result<Vec<u8>, String> {
+            let (name, content) = &segments[&place.segment];
+            let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
+            reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
+        };
+        let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
+        for (operator, pieces) in &manifest.operators {
+            let groups: BTreeMap<u16, Vec<u8>> = pieces
+                .groups
+                .iter()
+                .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
+                .collect::<Result<_, String>>()?;
+            restored.operators.insert(operator.clone(), (pieces.version, groups));
+        }
+        for (sink, place) in &manifest.sinks {
+            restored.sinks.insert(sink.clone(), piece(place, Kind::SinkState)?.into());
+        }
+        Ok((manifest, restored))
+    }
+
+    fn keep(&mut self, epoch: u64, manifest: &Manifest) {
+        self.kept.insert(epoch, places(manifest).map(|place| place.segment).collect());
+    }
+
+    /// Deletes what no kept epoch needs. A failure leaves a file too many, which the next start finds and deletes.
+    fn collect_garbage(&mut self) {
+        while self.kept.len() > KEPT {
+            let (epoch, _) = self.kept.pop_first().expect("it has more than none");
+            let _ = self.storage.remove(&self.path("manifest", epoch));
+        }
+        let needed: BTreeSet<u64> = self.kept.values().flatten().copied().collect();
+        let stale: Vec<u64> = self.segments.keys().filter(|segment| !needed.contains(segment)).copied().collect();
+        for segment in stale {
+            self.segments.remove(&segment);
+            let _ = self.storage.remove(&self.path("segment", segment));
+        }
+    }
+
+    fn path(&self, kind: &str, epoch: u64) -> PathBuf {
+        self.folder.join(format!("{kind}-{epoch:012}"))
+    }
+}
+
+fn place(segment: &mut FileWriter, epoch: u64, kind: Kind, piece: &[u8]) -> Place {
+    let offset = segment.push(epoch, kind, piece);
+    Place { segment: epoch, offset, length: piece.len() as u64 }
+}
+
+fn places(manifest: &Manifest) -> impl Iterator<Item = &Place> {
+    manifest.operators.values().flat_map(|pieces| pieces.groups.values()).chain(manifest.sinks.values())
+}
+
+fn number(name: &str, prefix: &str) -> Option<u64> {
+    name.strip_prefix(prefix)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Disk;
+
+    fn found(epoch: u64, damage: Option<&str>) -> Found {
+        Found { epoch, damage: damage.map(str::to_owned) }
+    }
+
+    #[test]
+    fn the_newest_whole_epoch_is_the_one_to_go_on_from() {
+        assert_eq!(decide(vec![]), Recovery::StartFresh);
+        assert_eq!(
+            decide(vec![found(3, None), found(5, None), found(4, None)]),
+            Recovery::Resume { epoch: 5, passed_over: vec![] }
+        );
+        assert_eq!(
+            decide(vec![found(3, None), found(4, Some("torn"))]),
+            Recovery::Resume { epoch: 3, passed_over: vec![found(4, Some("torn"))] }
+        );
+        assert!(matches!(decide(vec![found(4, Some("torn"))]), Recovery::Refuse(reason) if reason.contains("torn")));
+    }
+
+    fn snapshot(group: u16, piece: &str) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let position = LanePosition { position: Json::from(piece.len()), seen: 1 };
+        snapshot.sources.insert("in".into(), BTreeMap::from([(String::new(), position)]));
+        snapshot.operators.insert("op".into(), (1, BTreeMap::from([(group, piece.as_bytes().to_vec())])));
+        snapshot.sinks.insert("out".into(), Bytes::from(format!("sink {piece}")));
+        snapshot
+    }
+
+    fn open(folder: &Path) -> (Checkpoints, Restored, Vec<Found>) {
+        Checkpoints::open(Arc::new(Disk), folder).unwrap()
+    }
+
+    #[test]
+    fn pieces_that_did_not_change_come_from_older_segments() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut checkpoints, restored, _) = open(folder.path());
+        assert_eq!(restored.epoch, 0);
+        for (group, piece) in [(1, "one"), (2, "two"), (1, ""), (3, "three"), (4, "four"), (5, "five")] {
+            let epoch = checkpoints.next_epoch();
+            checkpoints.write(epoch, snapshot(group, piece), Timestamp(0)).unwrap();
+        }
+        let (mut checkpoints, restored, passed_over) = open(folder.path());
+        assert_eq!((restored.epoch, passed_over.len()), (6, 0));
+        let groups: Vec<_> = restored.operators["op"].1.keys().copied().collect();
+        assert_eq!(groups, [2, 3, 4, 5], "an empty piece removes its group");
+        assert_eq!(restored.sinks["out"], "sink five");
+        assert_eq!(restored.sources["in"][""].position, 4);
+        assert_eq!(checkpoints.next_epoch(), 7);
+        let mut names = Disk.list(&folder.path().join("checkpoints")).unwrap();
+        names.retain(|name| name.starts_with("manifest"));
+        assert_eq!(names.len(), KEPT);
+    }
+
+    #[test]
+    fn a_damaged_epoch_is_passed_over_with_its_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut checkpoints, ..) = open(folder.path());
+        for piece in ["one", "two"] {
+            let epoch = checkpoints.next_epoch();
+            checkpoints.write(epoch, snapshot(1, piece), Timestamp(0)).unwrap();
+        }
+        let path = folder.path().join("checkpoints/segment-000000000002");
+        let mut content = std::fs::read(&path).unwrap();
+        *content.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, content).unwrap();
+        let (_, restored, passed_over) = open(folder.path());
+        assert_eq!(restored.epoch, 1);
+        assert_eq!(restored.operators["op"].1[&1], b"one");
+        assert!(passed_over[0].damage.as_ref().unwrap().contains("checksum does not match"), "{passed_over:?}");
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_with_the_next_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut checkpoints, ..) = open(folder.path());
+        let epoch = checkpoints.next_epoch();
+        // A folder in the segment's place makes writing it fail.
+        let blocker = folder.path().join(format!("checkpoints/segment-{epoch:012}"));
+        std::fs::create_dir(&blocker).unwrap();
+        assert!(checkpoints.write(epoch, snapshot(1, "one"), Timestamp(0)).is_err());
+        let epoch = checkpoints.next_epoch();
+        checkpoints.write(epoch, Snapshot::default(), Timestamp(0)).unwrap();
+        std::fs::remove_dir(&blocker).unwrap();
+        let (_, restored, _) = open(folder.path());
+        assert_eq!((restored.epoch, restored.operators["op"].1[&1].as_slice()), (2, &b"one"[..]));
+    }
+}

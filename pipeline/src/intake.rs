@@ -1,0 +1,194 @@
+//! From a block as a source read it to batches on their way: framing, pre-filter, decoding, event times, fused operators.
+//! Pure, and for any block on any thread.
+
+use std::sync::Arc;
+
+use crate::chain::Sent;
+use crate::codec::DecodeError;
+use crate::event::{Batch, Lane, Selection, Span, Times};
+use crate::graph::{Intake, Link, OnDecodeError};
+use crate::operator::{Reason, dead_letter};
+use crate::source::{Block, Framing};
+use crate::time::Timestamp;
+
+/// What became of a block.
+pub struct Taken {
+    pub lane: Arc<Lane>,
+    pub sent: Vec<Sent>,
+    /// The greatest event time in the block; `Timestamp::MIN` where times are not asked for.
+    pub seen_max: Timestamp,
+}
+
+impl Intake {
+    /// Takes a block in and runs its records through the fused operators.
+    pub fn take(&self, lane: Arc<Lane>, block: Block) -> Taken {
+        let bytes = block.bytes.len();
+        let (records, spans) = match (&block.framing, &self.prefilter) {
+            (Framing::Lines, Some(prefilter)) => {
+                let mut spans = Vec::new();
+                prefilter.candidates(&block.bytes, &mut spans);
+                (count_lines(&block.bytes), spans)
+            }
+            (Framing::Lines, None) => {
+                let spans = lines(&block.bytes);
+                (spans.len(), spans)
+            }
+            (Framing::Spans(spans), _) => (spans.len(), spans.clone()),
+        };
+        self.metrics.received(records, bytes);
+        if records > spans.len() {
+            self.skipped(records - spans.len());
+        }
+        let mut sent = Vec::new();
+        let mut batch = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        let rejected = self.decode(&mut batch);
+        let seen_max = if self.needs_time { self.time(&mut batch) } else { Timestamp::MIN };
+        if !rejected.is_empty() {
+            self.reject(&batch, &rejected, &mut sent);
+        }
+        let lane = Arc::clone(&batch.lane);
+        if !batch.is_empty() {
+            self.metrics.sent(batch.len());
+            self.chain.run(&self.entry, batch, &mut sent);
+        }
+        Taken { lane, sent, seen_max }
+    }
+
+    /// Counts records that the pre-filter passed over where the filter would have counted them.
+    fn skipped(&self, records: usize) {
+        self.metrics.sent(records);
+        if let Some(Link::Node { node, .. }) = self.entry.first() {
+            let metrics = &self.chain.nodes[*node].metrics;
+            metrics.received(records, 0);
+            metrics.dropped(Reason::Filtered, records as u64);
+        }
+    }
+
+    /// A dead letter for a record that the source itself had to refuse.
+    pub fn refuse(
+        &self,
+        lane: Arc<Lane>,
+        offset: u64,
+        reason: Reason,
+        message: &str,
+        raw: bytes::Bytes,
+        arrival: Timestamp,
+    ) -> Taken {
+        let span = Span::new(0, raw.len());
+        self.metrics.received(1, raw.len());
+        self.metrics.dropped(reason, 1);
+        let batch = Batch::new(Arc::clone(&lane), raw, offset, vec![span], arrival);
+        let mut sent = Vec::new();
+        if !self.rejected.is_empty() {
+            let letter = dead_letter(&self.name, reason.as_str(), message, &batch, 0);
+            let letters = Batch::of_values(Arc::clone(&lane), vec![(arrival, letter)], arrival);
+            self.chain.run(&self.rejected, letters, &mut sent);
+        }
+        Taken { lane, sent, seen_max: Timestamp::MIN }
+    }
+
+    /// Checks the records and decodes what is read first; deselects those that the codec refuses.
+    fn decode(&self, batch: &mut Batch) -> Vec<(u32, DecodeError)> {
+        let codec = &*self.options.codec;
+        let mut rejected = Vec::new();
+        if self.decode.is_empty() && codec.accepts_all() {
+            return rejected;
+        }
+        let mut columns = crate::codec::Columns::default();
+        let rows = 0..batch.spans.len() as u32;
+        columns.decode_rows(codec, &batch.block, &batch.spans, &mut rows.into_iter(), &self.decode, &mut rejected);
+        batch.columns = Arc::new(columns);
+        if !rejected.is_empty() {
+            let mut refused = rejected.iter().map(|(row, _)| *row).peekable();
+            let rows = (0..batch.spans.len() as u32).filter(|row| refused.next_if_eq(row).is_none());
+            batch.selection = Selection::Rows(rows.collect());
+        }
+        rejected
+    }
+
+    /// Gives every record its event time and says what the greatest is.
+    fn time(&self, batch: &mut Batch) -> Timestamp {
+        let arrival = batch.arrival;
+        let mut times = Times {
+            at: vec![arrival; batch.spans.len()],
+            before: vec![Timestamp::MIN; batch.spans.len()],
+            max: Timestamp::MIN,
+        };
+        let mut parser = self.options.timestamp.as_ref().map(|(options, path)| (options.parser(), path));
+        for row in batch.rows() {
+            let at = match &mut parser {
+                Some((parser, path)) => {
+                    let field = batch.columns.field(&batch.block, row, path);
+                    parser.event_time(field, arrival).unwrap_or(arrival)
+                }
+                None => arrival,
+            };
+            times.at[row as usize] = at;
+            times.before[row as usize] = times.max;
+            times.max = times.max.max(at);
+        }
+        let max = times.max;
+        batch.times = Some(Arc::new(times));
+        max
+    }
+
+    fn reject(&self, batch: &Batch, rejected: &[(u32, DecodeError)], sent: &mut Vec<Sent>) {
+        self.metrics.dropped(Reason::Undecodable, rejected.len() as u64);
+        if self.rejected.is_empty() || self.options.on_decode_error == OnDecodeError::Drop {
+            return;
+        }
+        let letters = rejected
+            .iter()
+            .map(|(row, error)| (batch.arrival, dead_letter(&self.name, error.reason, &error.message, batch, *row)))
+            .collect();
+        let letters = Batch::of_values(Arc::clone(&batch.lane), letters, batch.arrival);
+        self.chain.run(&self.rejected, letters, sent);
+    }
+}
+
+/// The lines of a block, without their ends; empty ones are no records.
+pub fn lines(block: &[u8]) -> Vec<Span> {
+    // About one line per 128 bytes: growing once or twice is cheaper than counting first.
+    let mut spans = Vec::with_capacity(block.len() / 128 + 1);
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', block) {
+        push_line(block, start, end, &mut spans);
+        start = end + 1;
+    }
+    push_line(block, start, block.len(), &mut spans);
+    spans
+}
+
+/// Adds the line `start..end` if it is one.
+pub fn push_line(block: &[u8], start: usize, end: usize, spans: &mut Vec<Span>) {
+    let end = if end > start && block[end - 1] == b'\r' { end - 1 } else { end };
+    if end > start {
+        spans.push(Span { start: start as u32, len: (end - start) as u32 });
+    }
+}
+
+/// How many records [`lines`] would find.
+fn count_lines(block: &[u8]) -> usize {
+    let (mut count, mut start) = (0, 0);
+    for end in memchr::memchr_iter(b'\n', block).chain([block.len()]) {
+        let is_empty = end == start || (end == start + 1 && block[start] == b'\r');
+        count += usize::from(!is_empty);
+        start = end + 1;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_counted_as_they_are_split() {
+        for block in ["", "\n", "a", "a\n", "a\r\n\r\n\nb", "\r", "\n\na\n"] {
+            assert_eq!(count_lines(block.as_bytes()), lines(block.as_bytes()).len(), "{block:?}");
+        }
+        let block = b"one\r\n\ntwo";
+        let found: Vec<_> = lines(block).iter().map(|span| span.of(block)).collect();
+        assert_eq!(found, [&b"one"[..], b"two"]);
+    }
+}

@@ -1,0 +1,223 @@
+//! The task behind a source: runs its blocks through the fused operators on several threads, restores their order, and
+//! stamps barriers between them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::edge::{Outlets, Signal, Ticket};
+use super::{Failure, Report};
+use crate::checkpoint::LanePosition;
+use crate::event::Lane;
+use crate::graph::Intake;
+use crate::intake::Taken;
+use crate::source::{Block, Gone, SourceEvent};
+use crate::time::{Clock, Timestamp};
+use crate::watermark::SourceWatermark;
+
+/// Blocks up to this size are run where they arrive: handing them to another thread would cost more than it saves.
+const INLINE_BYTES: usize = 32 << 10;
+
+/// Something whose turn has not come yet.
+enum Item {
+    Running {
+        work: JoinHandle<Taken>,
+        after: After,
+    },
+    Ready {
+        taken: Taken,
+        after: After,
+    },
+    Idle(Arc<Lane>),
+    Stalled(Arc<Lane>),
+    Closed {
+        lane: Arc<Lane>,
+        keep: Option<serde_json::Value>,
+    },
+    Barrier(Arc<Ticket>),
+    /// The source has come to its own end.
+    Ended,
+}
+
+/// What is true once a block has been handed on.
+struct After {
+    position: Option<serde_json::Value>,
+    acknowledgement: Option<oneshot::Sender<()>>,
+    arrival: Timestamp,
+}
+
+pub(super) struct SourceDriver {
+    pub name: Arc<str>,
+    pub intake: Arc<Intake>,
+    pub outlets: Outlets,
+    pub events: mpsc::Receiver<SourceEvent>,
+    pub barriers: mpsc::Receiver<Arc<Ticket>>,
+    pub reports: mpsc::Sender<Report>,
+    pub clock: Arc<dyn Clock>,
+    pub watermark: SourceWatermark,
+    pub positions: BTreeMap<String, LanePosition>,
+    /// How many blocks may be on other threads at once.
+    pub parallel: usize,
+    /// Where a checkpoint is asked for soon, because clients wait for it.
+    pub hurry: Arc<tokio::sync::Notify>,
+    pub activity: Arc<std::sync::atomic::AtomicU64>,
+    /// Whether the source stopped because it was told to: then windows stay open.
+    pub is_stopping: Box<dyn Fn() -> bool + Send>,
+}
+
+impl SourceDriver {
+    pub async fn run(mut self) -> Result<(), Failure> {
+        let mut queue: VecDeque<Item> = VecDeque::new();
+        let mut acknowledgements = Vec::new();
+        let mut is_open = true;
+        let mut ticks = tokio::time::interval(self.tick());
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            while !matches!(queue.front(), None | Some(Item::Running { .. })) {
+                let item = queue.pop_front().expect("it has a front");
+                self.finish(item, &mut acknowledgements).await?;
+            }
+            let has_room = queue.len() < self.parallel;
+            tokio::select! {
+                biased;
+                taken = front(&mut queue) => {
+                    let Some(Item::Running { after, .. }) = queue.pop_front() else { unreachable!("front waits for it") };
+                    let taken = taken.map_err(|error| Failure::bug(&self.name, &error))?;
+                    queue.push_front(Item::Ready { taken, after });
+                }
+                event = self.events.recv(), if is_open && has_room => match event {
+                    Some(event) => self.accept(event, &mut queue),
+                    None => {
+                        is_open = false;
+                        queue.push_back(Item::Ended);
+                    }
+                },
+                ticket = self.barriers.recv() => match ticket {
+                    Some(ticket) => queue.push_back(Item::Barrier(ticket)),
+                    // The coordinator has what it wants: nothing follows.
+                    None => {
+                        let _ = self.outlets.signal(Signal::End).await;
+                        return Ok(());
+                    }
+                },
+                _ = ticks.tick(), if is_open => self.advance().await?,
+            }
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        (self.intake.options.idle_timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
+    }
+
+    fn accept(&self, event: SourceEvent, queue: &mut VecDeque<Item>) {
+        queue.push_back(match event {
+            SourceEvent::Block(lane, block) => self.start(lane, block, queue.is_empty()),
+            SourceEvent::Rejected { lane, offset, reason, message, raw } => {
+                let arrival = self.clock.now();
+                let taken = self.intake.refuse(lane, offset, reason, &message, raw, arrival);
+                Item::Ready { taken, after: After { position: None, acknowledgement: None, arrival } }
+            }
+            SourceEvent::Idle(lane) => Item::Idle(lane),
+            SourceEvent::Stalled(lane) => Item::Stalled(lane),
+            SourceEvent::Closed { lane, keep } => Item::Closed { lane, keep },
+        });
+    }
+
+    fn start(&self, lane: Arc<Lane>, mut block: Block, is_next: bool) -> Item {
+        let after = After {
+            position: Some(std::mem::take(&mut block.position)),
+            acknowledgement: block.acknowledgement.take(),
+            arrival: block.arrival,
+        };
+        if is_next && block.bytes.len() <= INLINE_BYTES {
+            return Item::Ready { taken: self.intake.take(lane, block), after };
+        }
+        let intake = Arc::clone(&self.intake);
+        Item::Running { work: tokio::task::spawn_blocking(move || intake.take(lane, block)), after }
+    }
+
+    /// Does what an item asks for, now that all before it is done.
+    async fn finish(&mut self, item: Item, acknowledgements: &mut Vec<oneshot::Sender<()>>) -> Result<(), Gone> {
+        match item {
+            Item::Running { .. } => unreachable!("it is waited for first"),
+            Item::Ready { taken, after } => {
+                self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let Taken { lane, sent, seen_max } = taken;
+                let seen_before = self.watermark.observe(&lane.partition, seen_max);
+                for mut sent in sent {
+                    sent.input.set_seen_before(seen_before);
+                    self.outlets.send(sent).await?;
+                }
+                if let Some(position) = after.position {
+                    let seen = self.watermark.seen(&lane.partition).0;
+                    self.positions.insert(lane.partition.clone(), LanePosition { position, seen });
+                }
+                if let Some(acknowledgement) = after.acknowledgement {
+                    acknowledgements.push(acknowledgement);
+                    self.hurry.notify_one();
+                }
+                if seen_max > Timestamp::MIN {
+                    let now = self.clock.now();
+                    self.intake.metrics.lag(now.since(seen_max).as_secs_f64());
+                }
+                self.advance_at(after.arrival).await?;
+            }
+            Item::Idle(lane) => {
+                self.watermark.idle(&lane.partition, self.clock.now());
+            }
+            Item::Stalled(lane) => self.watermark.stalled(&lane.partition),
+            Item::Closed { lane, keep } => {
+                self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let seen = self.watermark.seen(&lane.partition).0;
+                match keep {
+                    Some(position) => {
+                        self.positions.insert(lane.partition.clone(), LanePosition { position, seen });
+                    }
+                    None => {
+                        self.positions.remove(&lane.partition);
+                    }
+                }
+                self.watermark.close(&lane.partition);
+            }
+            Item::Barrier(ticket) => {
+                ticket.acknowledgements.lock().expect("no holder of this lock panics").append(acknowledgements);
+                let positions = self.positions.clone();
+                let _ = self.reports.send(Report::Source { name: Arc::clone(&self.name), positions }).await;
+                self.outlets.signal(Signal::Barrier(ticket)).await?;
+            }
+            Item::Ended => {
+                self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if !(self.is_stopping)() {
+                    self.outlets.signal(Signal::Watermark(Timestamp::MAX)).await?;
+                }
+                let _ = self.reports.send(Report::SourceEnded).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn advance(&mut self) -> Result<(), Gone> {
+        self.advance_at(self.clock.now()).await
+    }
+
+    async fn advance_at(&mut self, now: Timestamp) -> Result<(), Gone> {
+        if self.intake.needs_time
+            && let Some(watermark) = self.watermark.advance(now)
+        {
+            self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.outlets.signal(Signal::Watermark(watermark)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the block at the front of the queue, for ever if there is none on another thread.
+async fn front(queue: &mut VecDeque<Item>) -> Result<Taken, tokio::task::JoinError> {
+    match queue.front_mut() {
+        Some(Item::Running { work, .. }) => work.await,
+        _ => std::future::pending().await,
+    }
+}

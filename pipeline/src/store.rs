@@ -1,0 +1,268 @@
+//! The files of a data directory: written so that a crash at any instruction leaves either the old or the new.
+//!
+//! All reading and writing of state goes through [`Storage`], so that the same code runs on a disk, with injected faults, and
+//! in simulation. A file begins with a header (magic, format version, a number of its own) and holds framed records:
+//!
+//! ```text
+//! len u32 | crc32c u32 | epoch u64 | kind u8 | payload        (little endian; len and crc cover epoch, kind and payload)
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The few operations that state needs.
+pub trait Storage: Send + Sync {
+    /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`].
+    fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Replaces `to` by `from`, in one step.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable: without it a crash can undo a rename that was already acted on.
+    fn sync_dir(&self, folder: &Path) -> io::Result<()>;
+    /// The names of the files in a folder, sorted.
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+    /// Makes a folder and those above it.
+    fn create_dir(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// The machine's file systems.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl Storage for Disk {
+    fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+        file.write_all(content)?;
+        // An error here is final for this file: the kernel may have dropped the pages, and a second fsync would lie.
+        file.sync_all()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        File::open(path)?.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let mut names: Vec<String> = fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn create_dir(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)
+    }
+}
+
+/// What a record in a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Manifest = 1,
+    /// A piece of an operator's state.
+    Piece = 2,
+    /// What a sink said at the barrier.
+    SinkState = 3,
+}
+
+const MAGIC: &[u8; 8] = b"TOCSIN\x00\x01";
+const HEADER: usize = 16;
+const FRAME: usize = 8;
+
+/// The content of a file of framed records, being put together.
+#[derive(Debug)]
+pub struct FileWriter {
+    content: Vec<u8>,
+}
+
+impl FileWriter {
+    /// `number` tells this file from every other of the directory, so that stale bytes of another are not taken for its own.
+    pub fn new(number: u64) -> Self {
+        let mut content = MAGIC.to_vec();
+        content.extend_from_slice(&number.to_le_bytes());
+        Self { content }
+    }
+
+    /// Adds a record; gives its offset.
+    pub fn push(&mut self, epoch: u64, kind: Kind, payload: &[u8]) -> u64 {
+        let offset = self.content.len() as u64;
+        let length = u32::try_from(payload.len() + 9).expect("pieces of state are below 4 GiB");
+        let mut body = Vec::with_capacity(9);
+        body.extend_from_slice(&epoch.to_le_bytes());
+        body.push(kind as u8);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&body), payload);
+        self.content.extend_from_slice(&length.to_le_bytes());
+        self.content.extend_from_slice(&crc.to_le_bytes());
+        self.content.extend_from_slice(&body);
+        self.content.extend_from_slice(payload);
+        offset
+    }
+
+    pub fn len(&self) -> usize {
+        self.content.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.content.len() == HEADER
+    }
+
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+/// Why a file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {problem} at byte {offset}")]
+pub struct Damaged {
+    pub file: String,
+    pub offset: u64,
+    pub problem: String,
+}
+
+/// A file of framed records, read whole.
+#[derive(Debug)]
+pub struct FileReader<'a> {
+    name: &'a str,
+    content: &'a [u8],
+}
+
+impl<'a> FileReader<'a> {
+    pub fn new(name: &'a str, number: u64, content: &'a [u8]) -> Result<Self, Damaged> {
+        let reader = Self { name, content };
+        if content.len() < HEADER || &content[..8] != MAGIC {
+            return Err(reader.damaged(0, "no header of a known format"));
+        }
+        let found = u64::from_le_bytes(content[8..16].try_into().expect("eight bytes"));
+        if found != number {
+            return Err(reader.damaged(8, &format!("it is file {found}, not {number}")));
+        }
+        Ok(reader)
+    }
+
+    /// The payload of the record at `offset`, which must be of `kind`; and where the next begins.
+    pub fn record(&self, offset: u64, epoch: u64, kind: Kind) -> Result<(&'a [u8], u64), Damaged> {
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let frame = self
+            .content
+            .get(at..at.saturating_add(FRAME))
+            .ok_or_else(|| self.damaged(offset, "the file ends before the record"))?;
+        let length = u32::from_le_bytes(frame[..4].try_into().expect("four bytes")) as usize;
+        let crc = u32::from_le_bytes(frame[4..].try_into().expect("four bytes"));
+        let body = self
+            .content
+            .get(at + FRAME..(at + FRAME).saturating_add(length))
+            .filter(|body| body.len() >= 9)
+            .ok_or_else(|| self.damaged(offset, "the record is cut short"))?;
+        if crc32c::crc32c(body) != crc {
+            return Err(self.damaged(offset, "the checksum does not match"));
+        }
+        let found = u64::from_le_bytes(body[..8].try_into().expect("eight bytes"));
+        if found != epoch || body[8] != kind as u8 {
+            return Err(self.damaged(offset, &format!("it is record {} of epoch {found}", body[8])));
+        }
+        Ok((&body[9..], offset + (FRAME + length) as u64))
+    }
+
+    fn damaged(&self, offset: u64, problem: &str) -> Damaged {
+        Damaged { file: self.name.to_owned(), offset, problem: problem.to_owned() }
+    }
+}
+
+/// The offset of the first record of a file.
+pub const FIRST_RECORD: u64 = HEADER as u64;
+
+/// The lock of a data directory: one daemon at a time. Released when dropped, and by the kernel when the process dies.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// # Errors
+    /// When another process holds it, or the folder cannot be written.
+    pub fn take(data_dir: &Path) -> Result<Self, String> {
+        let path: PathBuf = data_dir.join("LOCK");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .read(true)
+            .open(&path)
+            .map_err(|error| format!("cannot open {}: {error}; is the folder writable?", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(format!(
+                    "{} is in use by another tocsin; stop it, or give this one a data_dir of its own",
+                    data_dir.display()
+                ));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(format!("cannot lock {}: {error}", path.display())),
+        }
+        let mut file = file;
+        // For people who look; the lock itself is the kernel's.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_bit_is_found_wherever_it_is() {
+        let mut writer = FileWriter::new(7);
+        let offset = writer.push(3, Kind::Piece, b"state");
+        let content = writer.content().to_vec();
+        let read = |content: &[u8]| {
+            FileReader::new("f", 7, content)
+                .and_then(|reader| reader.record(offset, 3, Kind::Piece).map(|(payload, _)| payload.to_vec()))
+        };
+        assert_eq!(read(&content).unwrap(), b"state");
+        for bit in 0..content.len() * 8 {
+            let mut damaged = content.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&damaged).is_err(), "bit {bit}");
+        }
+        for length in 0..content.len() {
+            assert!(read(&content[..length]).is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_epoch_or_kind_is_refused() {
+        let mut writer = FileWriter::new(7);
+        let offset = writer.push(3, Kind::Piece, b"state");
+        let reader = FileReader::new("f", 7, writer.content()).unwrap();
+        assert!(reader.record(offset, 4, Kind::Piece).is_err());
+        assert!(reader.record(offset, 3, Kind::Manifest).is_err());
+        assert!(FileReader::new("f", 8, writer.content()).is_err());
+    }
+
+    #[test]
+    fn a_data_directory_has_one_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path()).unwrap();
+        assert!(Lock::take(folder.path()).unwrap_err().contains("in use by another"));
+        drop(lock);
+        Lock::take(folder.path()).unwrap();
+    }
+}
