@@ -1,0 +1,221 @@
+//! Test support: what every sink must withstand, and the parts that its tests are made of.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tocsin_config::component::{BuildContext, SinkConfig};
+use tocsin_pipeline::codec::{Codec, DecodeError, PathTable, Row};
+use tocsin_pipeline::event::{Batch, Cell, Lane, Origin, Span};
+use tocsin_pipeline::metrics::{ComponentMetrics, Metrics};
+use tocsin_pipeline::sink::{Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::time::{ManualClock, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use vrl::value::Value;
+
+/// Longer than anything here takes; a test that waits so long has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// 2026-11-20T12:00:00Z: when everything in tests happens.
+pub(crate) const NOON: Timestamp = Timestamp::from_secs(1_795_176_000);
+
+/// Lines are `.message`, or JSON.
+#[derive(Debug)]
+struct Lines {
+    name: &'static str,
+}
+
+impl Codec for Lines {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn decode(&self, record: &[u8], row: &mut Row<'_>) -> Result<(), DecodeError> {
+        let value = self.value(record)?;
+        for (slot, path) in row.projection().paths().to_vec().iter().enumerate() {
+            match value.get(path.path()) {
+                Some(Value::Bytes(text)) => row.owned(slot, text),
+                Some(Value::String(text)) => row.owned(slot, text.as_bytes()),
+                Some(Value::Integer(number)) => row.set(slot, Cell::Integer(*number)),
+                _ => row.set(slot, Cell::Missing),
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&self, record: &[u8]) -> Result<Value, DecodeError> {
+        if self.name == "json" {
+            return tocsin_pipeline::json::parse_value(record);
+        }
+        let message = Value::from(Bytes::copy_from_slice(record));
+        Ok(Value::Object([("message".into(), message)].into_iter().collect()))
+    }
+}
+
+fn read(text: &str, codec: &'static str) -> Batch {
+    let origin = Origin::File("input.log".into());
+    let codec = Arc::new(Lines { name: codec });
+    let lane = Lane { source: "test".into(), partition: String::new(), origin, codec, out_of_order: Duration::ZERO };
+    let mut start = 0;
+    let mut spans = Vec::new();
+    for line in text.split_inclusive('\n') {
+        spans.push(Span::new(start, line.trim_end_matches('\n').len()));
+        start += line.len();
+    }
+    Batch::new(Arc::new(lane), Bytes::copy_from_slice(text.as_bytes()), 0, spans, NOON)
+}
+
+/// Lines of text as a source reads them.
+pub(crate) fn lines(text: &str) -> Batch {
+    read(text, "text")
+}
+
+/// Lines of JSON as a source reads them.
+pub(crate) fn json_lines(text: &str) -> Batch {
+    read(text, "json")
+}
+
+/// Records that an operator made, given as JSON, one a second from noon on.
+pub(crate) fn records(records: &[&str]) -> Batch {
+    let lane = Arc::new(Lane::of_operator("made".into(), Origin::Operator));
+    let values = records.iter().zip(0..).map(|(record, second)| {
+        let value = tocsin_pipeline::json::parse_value(record.as_bytes()).expect("a test writes JSON");
+        (NOON.saturating_add(Duration::from_secs(second)), value)
+    });
+    Batch::of_values(lane, values.collect(), NOON)
+}
+
+/// Builds a sink from its options, given as JSON; they must be without problems.
+pub(crate) fn sink<C: SinkConfig>(options: &str, folder: &Path) -> Box<dyn Sink> {
+    let config: C = serde_json::from_str(options).expect("the options of the test are right");
+    assert_eq!(config.problems(), []);
+    let mut paths = PathTable::default();
+    config.build(&mut BuildContext {
+        name: "out".into(),
+        paths: &mut paths,
+        folder: folder.to_owned(),
+        connected: Vec::new(),
+    })
+}
+
+/// A sink that runs.
+pub(crate) struct Running {
+    input: mpsc::Sender<Queued>,
+    task: JoinHandle<Result<SinkState, SinkError>>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) metrics: ComponentMetrics,
+    pub(crate) clock: Arc<ManualClock>,
+}
+
+impl Running {
+    /// Opens a sink and lets it run.
+    pub(crate) async fn start(
+        mut sink: Box<dyn Sink>,
+        restored: Option<Bytes>,
+        data_dir: Option<PathBuf>,
+    ) -> Result<Self, SinkError> {
+        let name: Arc<str> = "out".into();
+        let metrics = Metrics::new().component(&name, "sink");
+        let clock = Arc::new(ManualClock::new(NOON));
+        let stop = CancellationToken::new();
+        let (sender, input) = mpsc::channel(64);
+        let context = SinkContext {
+            restored,
+            data_dir,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+            input,
+            rejected: Rejected::counting(Arc::clone(&name), metrics.clone()),
+            name,
+        };
+        sink.open(&context).await?;
+        let task = tokio::spawn(sink.run(context));
+        Ok(Self { input: sender, task, stop, metrics, clock })
+    }
+
+    pub(crate) async fn send(&self, batch: Batch) {
+        self.input.send(Queued::free(SinkInput::Batch(batch))).await.expect("the sink runs");
+    }
+
+    /// What the sink answers to a barrier.
+    pub(crate) async fn barrier(&self, epoch: u64) -> SinkState {
+        let (prepared, answer) = oneshot::channel();
+        self.input.send(Queued::free(SinkInput::Barrier { epoch, prepared })).await.expect("the sink runs");
+        tokio::time::timeout(PATIENCE, answer).await.expect("a barrier does not wait for a peer").expect("an answer")
+    }
+
+    /// The state at a barrier that must have one.
+    pub(crate) async fn state(&self, epoch: u64) -> Bytes {
+        match self.barrier(epoch).await {
+            SinkState::State(state) => state,
+            other => panic!("no state: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn commit(&self, epoch: u64) {
+        self.input.send(Queued::free(SinkInput::Committed { epoch })).await.expect("the sink runs");
+    }
+
+    /// Nothing follows; waits until the sink has finished. Gives what it needs to go on.
+    pub(crate) async fn end(self) -> Result<SinkState, SinkError> {
+        self.input.send(Queued::free(SinkInput::End)).await.expect("the sink runs");
+        tokio::time::timeout(PATIENCE, self.task).await.expect("a sink ends").expect("a sink does not panic")
+    }
+
+    /// The daemon dies: nothing is flushed, nothing is said.
+    pub(crate) async fn crash(self) {
+        drop(self.input);
+        self.stop.cancel();
+        let _ = tokio::time::timeout(PATIENCE, self.task).await.expect("a sink without input ends");
+    }
+
+    /// Waits until `condition` holds of the counters.
+    pub(crate) async fn until(&self, condition: impl Fn(&ComponentMetrics) -> bool) {
+        let wait = async {
+            while !condition(&self.metrics) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("the counters get there");
+    }
+}
+
+/// What every sink must do whose peer takes everything: write batches in order, answer barriers, go on from its state, and
+/// return at the end. `read` gives what was written so far, `expected` what three batches are to become.
+pub(crate) async fn withstands(
+    make: impl Fn() -> Box<dyn Sink>,
+    data_dir: Option<&Path>,
+    read: impl AsyncFn() -> String,
+    expected: &str,
+) {
+    let data_dir = || data_dir.map(Path::to_owned);
+    // A sink that is told nothing ends.
+    Running::start(make(), None, data_dir()).await.unwrap().end().await.unwrap();
+
+    let running = Running::start(make(), None, data_dir()).await.unwrap();
+    // Empty batches and a barrier before anything else hurt nobody.
+    running.send(lines("nothing\n").select(Vec::new())).await;
+    assert!(!matches!(running.barrier(1).await, SinkState::Failed(_)));
+    running.send(lines("one\ntwo\n")).await;
+    let first = running.barrier(2).await;
+    running.commit(2).await;
+    running.send(records(&[r#"{"three": 3}"#])).await;
+    let second = running.barrier(3).await;
+    assert!(!matches!(second, SinkState::Failed(_)), "{second:?}");
+    running.commit(3).await;
+    running.end().await.unwrap();
+
+    let state = [second, first].into_iter().find_map(|state| match state {
+        SinkState::State(state) => Some(state),
+        _ => None,
+    });
+    let running = Running::start(make(), state, data_dir()).await.unwrap();
+    running.send(lines("four\nfive\n").select(vec![1])).await;
+    assert!(!matches!(running.barrier(4).await, SinkState::Failed(_)));
+    running.end().await.unwrap();
+    assert_eq!(read().await, expected);
+}
