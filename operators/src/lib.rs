@@ -1,1 +1,11 @@
 //! What is done to records.
+
+mod dedupe;
+mod key;
+#[cfg(test)]
+mod script;
+
+use tocsin_config::component::OperatorType;
+
+/// Every operator that a configuration can name.
+pub static OPERATORS: &[OperatorType] = &[OperatorType::of::<dedupe::Config>()];
