@@ -202,7 +202,17 @@ impl ComponentMetrics {
 
     /// A fault of the outside world: a connection refused, a read that failed. `error` is one of a few fixed words.
     pub fn error(&self, error: &str) {
-        self.0.errors.with_label_values(&[self.0.name.as_str(), error]).inc();
+        self.errors(error, 1);
+    }
+
+    /// Many of them, where they are learnt of together.
+    pub fn errors(&self, error: &str, count: u64) {
+        self.0.errors.with_label_values(&[self.0.name.as_str(), error]).inc_by(count);
+    }
+
+    /// How many there were, for tests.
+    pub fn error_count(&self, error: &str) -> u64 {
+        self.0.errors.with_label_values(&[self.0.name.as_str(), error]).get()
     }
 
     /// How a notification went: `delivered`, `retried`, `refused`.
