@@ -143,6 +143,20 @@ impl<W> Default for Chain<W> {
     }
 }
 
+impl<W> Chain<W> {
+    /// The tasks that it and `entries` write to.
+    pub fn receivers(&self, entries: &[&[Link]]) -> Vec<TaskId> {
+        let ports = self.nodes.iter().flat_map(|node| node.ports.iter().flat_map(|port| &port.links));
+        ports
+            .chain(entries.iter().copied().flatten())
+            .filter_map(|link| match link {
+                Link::Edge { to, .. } => Some(*to),
+                Link::Node { .. } => None,
+            })
+            .collect()
+    }
+}
+
 /// A chain that threads share.
 pub type Stateless = Chain<Arc<dyn Transform>>;
 

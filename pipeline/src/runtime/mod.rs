@@ -19,7 +19,7 @@ use self::source::SourceDriver;
 use crate::chain::Sent;
 use crate::checkpoint::{CheckpointError, Checkpoints, LanePosition, Restored, Snapshot};
 use crate::event::Batch;
-use crate::graph::{Chain, Graph, Link, SinkTask, StageTask, Stateless, TaskId, Tasks, WhenFull, Work};
+use crate::graph::{Graph, Link, SinkTask, StageTask, Stateless, TaskId, Tasks, WhenFull, Work};
 use crate::metrics::Metrics;
 use crate::sink::{Queued, Rejected, SinkContext, SinkInput, SinkState};
 use crate::source::{Gone, SourceContext};
@@ -27,8 +27,9 @@ use crate::store::{Disk, Lock};
 use crate::time::{Clock, Timestamp};
 use crate::watermark::SourceWatermark;
 
-/// How many bytes the edges between sources and operators hold, each.
-const EDGE_BYTES: usize = 8 << 20;
+/// What an edge between sources and operators holds at the least and at the most, in bytes; in between, the edges share
+/// what the daemon may take.
+const EDGE_BYTES: (usize, usize) = (1 << 20, 16 << 20);
 /// How many events of a source may wait for its driver.
 const SOURCE_EVENTS: usize = 2;
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
@@ -45,6 +46,8 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// How many blocks of a source may be worked on at once.
     pub threads: usize,
+    /// How many bytes the edges between sources and operators may hold together.
+    pub memory: usize,
     /// Sources read to their end and finish.
     pub once: bool,
     pub clock: Arc<dyn Clock>,
@@ -118,7 +121,7 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
     let mut tasks = graph.into_tasks(&metrics);
     let (lock, checkpoints, mut restored) = open_state(&settings)?;
     restore_stages(&mut tasks.stages, &mut restored)?;
-    let wiring = Wiring::new(&tasks, &metrics);
+    let wiring = Wiring::new(&tasks, &settings);
     let (reports_sender, reports) = mpsc::channel(64);
     let mut runner = Runner {
         settings: &settings,
@@ -139,7 +142,15 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
     let counts = (sources.len(), stages.len(), sinks.len());
     let levels = runner.start(sources, stages, sinks, wiring);
     settings.status.is_ready.store(true, Ordering::Relaxed);
-    let coordinator = Coordinator { counts, checkpoints, reports, ended: 0, sink_states: vec![None; counts.2], levels };
+    let coordinator = Coordinator {
+        counts,
+        checkpoints,
+        reports,
+        ended: 0,
+        is_broken: false,
+        sink_states: vec![None; counts.2],
+        levels,
+    };
     let outcome = coordinator.run(&mut runner).await;
     settings.status.is_ready.store(false, Ordering::Relaxed);
     runner.set.shutdown().await;
@@ -207,10 +218,12 @@ struct Wiring {
     names: BTreeMap<TaskId, String>,
     metrics: Metrics,
     levels: Mutex<Vec<Level>>,
+    /// How many bytes an edge to a stage holds.
+    edge_bytes: usize,
 }
 
 impl Wiring {
-    fn new(tasks: &Tasks, metrics: &Metrics) -> Self {
+    fn new(tasks: &Tasks, settings: &Settings) -> Self {
         let mut writers: BTreeMap<TaskId, Vec<TaskId>> = BTreeMap::new();
         let mut names = BTreeMap::new();
         let mut add = |from: TaskId, links: Vec<TaskId>| {
@@ -223,15 +236,15 @@ impl Wiring {
         };
         for (index, task) in tasks.sources.iter().enumerate() {
             let intake = &task.intake;
-            add(TaskId::Source(index), receivers(&intake.chain, &[&intake.entry, &intake.rejected]));
+            add(TaskId::Source(index), intake.chain.receivers(&[&intake.entry, &intake.rejected]));
             names.insert(TaskId::Source(index), task.name.to_string());
         }
         for (index, task) in tasks.stages.iter().enumerate() {
-            add(TaskId::Stage(index), receivers(&task.chain, &[]));
+            add(TaskId::Stage(index), task.chain.receivers(&[]));
             names.insert(TaskId::Stage(index), task.name.clone());
         }
         for (index, task) in tasks.sinks.iter().enumerate() {
-            add(TaskId::Sink(index), receivers(&task.chain, &[&task.rejected]));
+            add(TaskId::Sink(index), task.chain.receivers(&[&task.rejected]));
             names.insert(TaskId::Sink(index), task.name.to_string());
         }
         let mut inboxes = BTreeMap::new();
@@ -241,6 +254,9 @@ impl Wiring {
                 inboxes.insert(*to, (sender, Mutex::new(Some(receiver))));
             }
         }
+        let edges =
+            writers.iter().filter(|(to, _)| matches!(to, TaskId::Stage(_))).map(|(_, from)| from.len()).sum::<usize>();
+        let edge_bytes = (settings.memory / edges.max(1)).clamp(EDGE_BYTES.0, EDGE_BYTES.1);
         let sink_queues = tasks
             .sinks
             .iter()
@@ -254,7 +270,16 @@ impl Wiring {
             .iter()
             .map(|sink| (Arc::new(Semaphore::new(sink.buffer_bytes)), sink.buffer_bytes, sink.when_full))
             .collect();
-        Self { writers, inboxes, sink_queues, sink_budgets, names, metrics: metrics.clone(), levels: Mutex::default() }
+        Self {
+            writers,
+            inboxes,
+            sink_queues,
+            sink_budgets,
+            names,
+            metrics: settings.metrics.clone(),
+            levels: Mutex::default(),
+            edge_bytes,
+        }
     }
 
     /// The edges a task writes to.
@@ -268,7 +293,7 @@ impl Wiring {
             };
             let (budget, capacity, when_full) = match to {
                 TaskId::Sink(sink) => self.sink_budgets[*sink].clone(),
-                _ => (Arc::new(Semaphore::new(EDGE_BYTES)), EDGE_BYTES, WhenFull::Block),
+                _ => (Arc::new(Semaphore::new(self.edge_bytes)), self.edge_bytes, WhenFull::Block),
             };
             let gauge =
                 self.metrics.edge_bytes.with_label_values(&[self.names[&from].as_str(), self.names[to].as_str()]);
@@ -285,18 +310,6 @@ impl Wiring {
         let receiver = receiver.lock().expect("no holder of this lock panics").take()?;
         Some(Inbox::new(receiver, self.writers[&to].len()))
     }
-}
-
-/// The tasks that a chain writes to.
-fn receivers<W>(chain: &Chain<W>, entries: &[&[Link]]) -> Vec<TaskId> {
-    let ports = chain.nodes.iter().flat_map(|node| node.ports.iter().flat_map(|port| &port.links));
-    ports
-        .chain(entries.iter().copied().flatten())
-        .filter_map(|link| match link {
-            Link::Edge { to, .. } => Some(*to),
-            Link::Node { .. } => None,
-        })
-        .collect()
 }
 
 /// A source that is open, with what it is run with.
@@ -616,6 +629,8 @@ struct Coordinator {
     reports: mpsc::Receiver<Report>,
     /// How many sources have come to an end, their own or because they were told to stop.
     ended: usize,
+    /// A task has failed: no barrier can pass any more.
+    is_broken: bool,
     /// What each sink said last.
     sink_states: Vec<Option<Bytes>>,
     levels: Vec<Level>,
@@ -635,7 +650,7 @@ impl Coordinator {
             tokio::time::sleep(patience).await;
         };
         let mut overdue = std::pin::pin!(overdue);
-        while self.ended < self.counts.0 {
+        while self.ended < self.counts.0 && !self.is_broken {
             tokio::select! {
                 report = self.reports.recv() => self.between(report),
                 _ = ticks.tick() => self.levels.iter().for_each(Level::measure),
@@ -657,6 +672,9 @@ impl Coordinator {
                 covered = now;
                 self.checkpoint(runner).await?;
             }
+        }
+        if self.is_broken {
+            return Ok(());
         }
         self.finish(runner).await
     }
@@ -844,6 +862,7 @@ impl Coordinator {
                 },
                 done = runner.set.join_next() => {
                     if let Health::Broken = self.joined(runner, done)? {
+                        self.is_broken = true;
                         self.explain(runner).await?;
                         return Ok(None);
                     }
@@ -873,6 +892,9 @@ impl Coordinator {
     /// All sources have stopped: a last checkpoint, then the end, then what the sinks said last.
     async fn finish(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
         self.checkpoint(runner).await?;
+        if self.is_broken {
+            return Ok(());
+        }
         runner.barriers.clear();
         let deadline = tokio::time::sleep(runner.settings.shutdown_timeout);
         let mut deadline = std::pin::pin!(deadline);
