@@ -46,7 +46,7 @@ impl Vm {
     pub fn compile_condition(source: &str) -> Result<Self, Vec<Diagnostic>> {
         match compile(source, true) {
             Ok(vm) => Ok(vm),
-            Err(problems) => compile(&format!("({source}\n) ?? false"), true).map_err(|_| problems),
+            Err(problems) => compile_guarded(source, "false").map_err(|_| problems),
         }
     }
 
@@ -54,7 +54,7 @@ impl Vm {
     pub fn compile_expression(source: &str) -> Result<Self, Vec<Diagnostic>> {
         match compile(source, true) {
             Ok(vm) => Ok(vm),
-            Err(problems) => compile(&format!("({source}\n) ?? null"), true).map_err(|_| problems),
+            Err(problems) => compile_guarded(source, "null").map_err(|_| problems),
         }
     }
 
@@ -118,6 +118,13 @@ impl Vm {
             }
         })
     }
+}
+
+/// Compiles an expression that can fail so that it then gives `instead`. Braces are for what ends in a comment, which
+/// parentheses, in which no line may end, cannot hold.
+fn compile_guarded(source: &str, instead: &str) -> Result<Vm, Vec<Diagnostic>> {
+    compile(&format!("({}) ?? {instead}", source.trim()), true)
+        .or_else(|_| compile(&format!("{{ {source}\n}} ?? {instead}"), true))
 }
 
 fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
