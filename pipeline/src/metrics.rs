@@ -1,6 +1,8 @@
 //! The counters of the daemon, kept by the `prometheus` crate and emitted once per batch.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -30,6 +32,8 @@ pub struct Metrics {
     pub checkpoint_failures: IntCounter,
     pub alerts: IntGaugeVec,
     pub state_bytes: IntGaugeVec,
+    /// By source; see [`ComponentMetrics::expect_bytes`].
+    expected: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
 }
 
 impl Default for Metrics {
@@ -142,6 +146,7 @@ impl Metrics {
             checkpoint_bytes,
             checkpoint_epoch,
             checkpoint_failures,
+            expected: Arc::default(),
             registry,
         }
     }
@@ -158,6 +163,13 @@ impl Metrics {
             errors: self.errors.clone(),
             notifications: self.notifications.clone(),
             lag: self.source_lag.with_label_values(&[name]),
+            expected: self
+                .expected
+                .lock()
+                .expect("no holder of this lock panics")
+                .entry(name.to_owned())
+                .or_default()
+                .clone(),
             name: name.to_owned(),
         }))
     }
@@ -178,6 +190,8 @@ struct Counters {
     errors: IntCounterVec,
     notifications: IntCounterVec,
     lag: Gauge,
+    /// How many bytes a finite source will have read at its end, plus one; 0 while it does not know.
+    expected: Arc<AtomicU64>,
     name: String,
 }
 
@@ -218,6 +232,16 @@ impl ComponentMetrics {
     /// How a notification went: `delivered`, `retried`, `refused`.
     pub fn notification(&self, result: &str) {
         self.0.notifications.with_label_values(&[self.0.name.as_str(), result]).inc();
+    }
+
+    /// How many bytes a source that comes to an end will have read by then: for progress.
+    pub fn expect_bytes(&self, bytes: u64) {
+        self.0.expected.store(bytes.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// What [`Self::expect_bytes`] said last.
+    pub fn expected_bytes(&self) -> Option<u64> {
+        self.0.expected.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// How long it took from the source to the sink's acceptance.

@@ -1,0 +1,136 @@
+//! The admin address: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! It only tells: nothing can be changed through it. It is bound to the loopback unless the configuration says otherwise.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tocsin_pipeline::metrics::Metrics;
+use tocsin_pipeline::runtime::Status;
+
+/// How many clients are served at once; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The admin address, bound but not yet served.
+pub struct Admin {
+    listener: TcpListener,
+    metrics: Metrics,
+    status: Arc<Status>,
+}
+
+impl Admin {
+    /// # Errors
+    /// When the address cannot be listened on, with the remedy.
+    pub async fn bind(address: SocketAddr, metrics: Metrics, status: Arc<Status>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            anyhow::anyhow!("cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out")
+        })?;
+        Ok(Self { listener, metrics, status })
+    }
+
+    /// Serves until the task is aborted.
+    pub async fn serve(self) {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (metrics, status) = (self.metrics, self.status);
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await.expect("it is never closed");
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely: it passes, and a busy loop would not help.
+                    tracing::warn!(%error, "the admin address cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (metrics, status) = (metrics.clone(), Arc::clone(&status));
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let response = answer(&request, &metrics, &status);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                // A client that breaks off is no concern of ours.
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "alive\n"),
+        "/readyz" if status.is_ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not all sources and sinks are open\n"),
+        "/metrics" => {
+            let mut body = Vec::new();
+            match TextEncoder::new().encode(&metrics.registry.gather(), &mut body) {
+                Ok(()) => {
+                    let mut response = Response::new(Full::new(Bytes::from(body)));
+                    let kind = hyper::header::HeaderValue::from_static(prometheus::TEXT_FORMAT);
+                    response.headers_mut().insert(CONTENT_TYPE, kind);
+                    response
+                }
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+            }
+        }
+        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz\n"),
+        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz and /readyz\n"),
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(path: &str, method: Method, is_ready: bool) -> StatusCode {
+        let request = Request::builder().uri(path).method(method).body(()).unwrap();
+        let status = Status::default();
+        status.is_ready.store(is_ready, Ordering::Relaxed);
+        answer(&request, &Metrics::new(), &status).status()
+    }
+
+    #[test]
+    fn readiness_follows_the_pipeline() {
+        assert_eq!(status_of("/readyz", Method::GET, false), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status_of("/readyz", Method::GET, true), StatusCode::OK);
+        assert_eq!(status_of("/healthz", Method::GET, false), StatusCode::OK);
+    }
+
+    #[test]
+    fn nothing_can_be_changed_through_it() {
+        assert_eq!(status_of("/metrics", Method::POST, true), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(status_of("/metrics", Method::GET, true), StatusCode::OK);
+        assert_eq!(status_of("/etc/passwd", Method::GET, true), StatusCode::NOT_FOUND);
+    }
+}

@@ -1,0 +1,100 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Streams of logs and events: filter, aggregate, and be told at once when something breaks.
+#[derive(Debug, Parser)]
+#[command(name = "tocsin", version, disable_help_subcommand = true, propagate_version = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline.
+    ///
+    /// SIGTERM and SIGINT stop reading, bring what was read to the sinks, and take a last checkpoint; a second signal
+    /// exits at once, which is as safe as a crash is.
+    Run(RunArguments),
+    /// Check a configuration without touching anything outside; tell every problem at once.
+    Check(CheckArguments),
+    /// Run the `[[tests]]` of a configuration on a virtual clock.
+    Test(ConfigurationArguments),
+    /// Tell how a configuration is run: what is fused, pre-filtered, decoded, and what is guaranteed.
+    Explain(ConfigurationArguments),
+    /// Draw the pipeline.
+    Graph(GraphArguments),
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Print the reference page of a kind of component, or the list of them.
+    Help {
+        /// A component's type, such as `window`.
+        r#type: Option<String>,
+    },
+    /// Write a starter configuration.
+    New {
+        /// Where to; `-` prints it.
+        #[arg(default_value = "tocsin.toml")]
+        path: PathBuf,
+    },
+    /// Print shell completions.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigurationArguments {
+    /// Configuration files, and folders of them (`*.toml`); together they are one configuration.
+    #[arg(required = true, value_name = "FILES")]
+    pub files: Vec<PathBuf>,
+    /// Override an option: `--set sinks.mail.smtp=smtp://localhost:2525`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct RunArguments {
+    #[command(flatten)]
+    pub configuration: ConfigurationArguments,
+    /// Read the sources to their end, close all windows, and exit.
+    #[arg(long)]
+    pub once: bool,
+    /// Where state is kept; instead of `daemon.data_dir`.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CheckArguments {
+    #[command(flatten)]
+    pub configuration: ConfigurationArguments,
+    /// How problems are told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct GraphArguments {
+    #[command(flatten)]
+    pub configuration: ConfigurationArguments,
+    /// How it is drawn.
+    #[arg(long, value_enum, default_value_t = GraphFormat::Mermaid)]
+    pub format: GraphFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GraphFormat {
+    Mermaid,
+    Dot,
+    Svg,
+}
