@@ -375,8 +375,9 @@ impl Batch {
                 ("partition", Value::Integer(i64::from(*partition))),
                 ("offset", Value::Integer((self.base + u64::from(row)) as i64)),
             ],
+            // Not the row: where batches are cut must not show in any output.
             Origin::Operator | Origin::Keyed(_) => {
-                vec![("operator", text(&self.lane.source)), ("row", Value::Integer(i64::from(row)))]
+                vec![("operator", text(&self.lane.source)), ("time", text(&self.time(row).to_string()))]
             }
         };
         Value::Object(fields.into_iter().map(|(key, value)| (KeyString::from(key), value)).collect())
