@@ -1,5 +1,6 @@
 //! What is done to records.
 
+mod alert;
 mod dedupe;
 mod key;
 #[cfg(test)]
@@ -8,4 +9,4 @@ mod script;
 use tocsin_config::component::OperatorType;
 
 /// Every operator that a configuration can name.
-pub static OPERATORS: &[OperatorType] = &[OperatorType::of::<dedupe::Config>()];
+pub static OPERATORS: &[OperatorType] = &[OperatorType::of::<alert::Config>(), OperatorType::of::<dedupe::Config>()];
