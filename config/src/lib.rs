@@ -1,7 +1,28 @@
 //! Configuration: text in, a checked plan out, with a place and a way out for every problem.
+//!
+//! [`load()`] reads files, [`check()`] makes a [`Plan`] of them or a [`Report`] of all their problems. [`schema()`] and
+//! [`reference()`] tell what can be written.
 
+mod check;
 pub mod component;
+mod graph;
+mod load;
 pub mod options;
 pub mod plan;
+//mod reference;
+mod report;
+//mod schema;
+mod shape;
+mod substitute;
 pub mod testing;
+mod text;
+mod tree;
 pub mod types;
+
+pub use check::{SourceFile, check};
+pub use load::load;
+pub use plan::Plan;
+//pub use reference::{reference, reference_page};
+pub use report::{Excerpt, Note, Report, Reported};
+//pub use schema::schema;
+pub use substitute::{EmptyEnvironment, Environment, SystemEnvironment};

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
+use tocsin_pipeline::time::Timestamp;
 
+use crate::component::Problem;
+use crate::plan::{ComponentId, ExpectedAlert, ExpectedNotification, ExpectedRecords, Outlet, Place, Test, TestInput};
+use crate::shape::nearest;
 use crate::types::Duration;
 
 /// A test of the pipeline: records arrive at its sources at given times on a virtual clock, and what comes out of its
@@ -129,4 +133,275 @@ pub struct ExpectNotificationOptions {
     pub subject: Option<String>,
     /// Its body, in full. Default: does not matter.
     pub body: Option<String>,
+}
+
+/// The components by name: which, and its ports if they are known.
+pub(crate) type Names = BTreeMap<String, (ComponentId, Option<Vec<String>>)>;
+
+/// A moment as it is written.
+enum Moment {
+    At(Timestamp),
+    /// After the start.
+    After(std::time::Duration),
+}
+
+impl Moment {
+    fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix('+') {
+            Some(duration) => Some(Self::After(duration.parse::<Duration>().ok()?.0)),
+            None => Timestamp::parse_rfc3339(text.as_bytes()).map(Self::At),
+        }
+    }
+
+    fn from(self, start: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::After(duration) => start.saturating_add(duration),
+        }
+    }
+}
+
+/// Where a test begins that says nothing of it: 2026-01-01T00:00:00Z.
+const START: Timestamp = Timestamp::from_secs(1_767_225_600);
+
+impl TestOptions {
+    /// Resolves names and moments. `place` tells where an option is written.
+    pub(crate) fn resolve(
+        &self,
+        names: &Names,
+        place: &dyn Fn(&str) -> Place,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Test> {
+        let found = problems.len();
+        let first = self.input.first().and_then(|input| input.at.as_deref());
+        let start = match (&self.start, first.and_then(Moment::parse)) {
+            (Some(start), _) => Timestamp::parse_rfc3339(start.as_bytes()).unwrap_or_else(|| {
+                problems.push(
+                    Problem::new("start", format!("{start:?} is not a moment"))
+                        .help("write a date and time such as \"2026-11-20T12:00:00Z\""),
+                );
+                START
+            }),
+            (None, Some(Moment::At(at))) => at,
+            (None, _) => START,
+        };
+        let mut resolver = Resolver { names, start, problems };
+        let input = resolver.input(&self.input);
+        let last = input.last().map_or(start, |input| input.at);
+        let until = match (self.advance, self.until.as_deref()) {
+            (Some(_), Some(_)) => {
+                resolver
+                    .problem(Problem::new("until", "`advance` and `until` say the same").help("remove one of them"));
+                None
+            }
+            (Some(advance), None) => Some(last.saturating_add(advance.0)),
+            (None, Some(until)) => {
+                let until = resolver.moment("until", until);
+                if until < last {
+                    resolver
+                        .problem(Problem::new("until", "this is before the last input").help("write a later moment"));
+                }
+                Some(until)
+            }
+            (None, None) => None,
+        };
+        let expect = resolver.expect(&self.expect, place);
+        let alerts = resolver.alerts(&self.alerts, place);
+        let notifications =
+            self.notifications.as_ref().map(|notifications| resolver.notifications(notifications, place));
+        if self.expect.is_empty() && self.alerts.is_empty() && self.notifications.is_none() {
+            resolver.problem(
+                Problem::new("", format!("the test {:?} expects nothing, so it cannot fail", self.name))
+                    .help("add `expect`, `alerts` or `notifications`"),
+            );
+        }
+        let is_right = resolver.problems.len() == found;
+        is_right.then(|| Test {
+            name: self.name.clone(),
+            start,
+            input,
+            until,
+            expect,
+            alerts,
+            notifications,
+            place: place(""),
+        })
+    }
+}
+
+struct Resolver<'a> {
+    names: &'a Names,
+    start: Timestamp,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Resolver<'_> {
+    fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    fn moment(&mut self, option: &str, text: &str) -> Timestamp {
+        match Moment::parse(text) {
+            Some(moment) => moment.from(self.start),
+            None => {
+                self.problem(
+                    Problem::new(option, format!("{text:?} is not a moment"))
+                        .help("write \"2026-11-20T12:00:00Z\", or \"+90s\" for so long after the start"),
+                );
+                self.start
+            }
+        }
+    }
+
+    /// The component of a name, if it is what it should be.
+    fn component<T>(
+        &mut self,
+        option: &str,
+        name: &str,
+        noun: &str,
+        pick: impl Fn(ComponentId) -> Option<T>,
+    ) -> Option<T> {
+        let known = self.names.get(name).and_then(|(id, _)| pick(*id));
+        if known.is_none() {
+            let candidates =
+                self.names.iter().filter(|(_, (id, _))| pick(*id).is_some()).map(|(name, _)| name.as_str());
+            let help = nearest(name, candidates).map(|meant| format!("did you mean `{meant}`?"));
+            let mut problem = Problem::new(option, format!("there is no {noun} called `{name}`"));
+            problem.help = help;
+            self.problem(problem);
+        }
+        known
+    }
+
+    fn input(&mut self, inputs: &[TestInputOptions]) -> Vec<TestInput> {
+        let mut at = self.start;
+        let mut resolved = Vec::new();
+        for (number, input) in inputs.iter().enumerate() {
+            let source = self.component(&format!("input.{number}.source"), &input.source, "source", |id| match id {
+                ComponentId::Source(at) => Some(at),
+                ComponentId::Operator(_) | ComponentId::Sink(_) => None,
+            });
+            if let Some(text) = &input.at {
+                let option = format!("input.{number}.at");
+                let moment = self.moment(&option, text);
+                if moment < at && Moment::parse(text).is_some() {
+                    self.problem(
+                        Problem::new(option, format!("{text:?} is before the input above it or before the start"))
+                            .help("the clock does not go back: order the input by time"),
+                    );
+                }
+                at = moment.max(at);
+            }
+            let records = match (&input.record, &input.records) {
+                (Some(record), None) => vec![record.clone()],
+                (None, Some(records)) => records.clone(),
+                _ => {
+                    self.problem(
+                        Problem::new(format!("input.{number}"), "an input has either `record` or `records`")
+                            .help("write `record = \"…\"` for one, `records = [\"…\", \"…\"]` for several"),
+                    );
+                    Vec::new()
+                }
+            };
+            resolved.extend(source.map(|source| TestInput { source, at, records }));
+        }
+        resolved
+    }
+
+    fn expect(&mut self, expect: &[ExpectOptions], place: &dyn Fn(&str) -> Place) -> Vec<ExpectedRecords> {
+        let mut resolved = Vec::new();
+        for (number, expected) in expect.iter().enumerate() {
+            let option = format!("expect.{number}.from");
+            let (name, port) = match expected.from.split_once('.') {
+                Some((name, port)) => (name, Some(port)),
+                None => (expected.from.as_str(), None),
+            };
+            let Some(component) = self.component(&option, name, "component", Some) else { continue };
+            let port = match (port, self.names.get(name).and_then(|(_, ports)| ports.as_ref())) {
+                (None, _) => 0,
+                (Some(port), Some(ports)) => match ports.iter().position(|known| known == port) {
+                    Some(at) => at + 1,
+                    None => {
+                        let mut problem = Problem::new(&option, format!("`{name}` has no output `{port}`"));
+                        problem.help = nearest(port, ports.iter().map(String::as_str))
+                            .map(|meant| format!("did you mean `{name}.{meant}`?"));
+                        self.problem(problem);
+                        continue;
+                    }
+                },
+                // Its options are wrong, which is told already.
+                (Some(_), None) => continue,
+            };
+            let records: Vec<Json> = expected.records.iter().cloned().map(plain).collect();
+            for (at, record) in records.iter().enumerate() {
+                if !record.is_object() && !record.is_string() {
+                    self.problem(
+                        Problem::new(format!("expect.{number}.records.{at}"), "a record is a table of fields, or text")
+                            .help("write `{ field = value }`, or `'…'` for the whole record"),
+                    );
+                }
+            }
+            resolved.push(ExpectedRecords {
+                from: Outlet { component, port },
+                name: expected.from.clone(),
+                records,
+                exact: expected.exact,
+                place: place(&format!("expect.{number}")),
+            });
+        }
+        resolved
+    }
+
+    fn alerts(&mut self, alerts: &[ExpectAlertOptions], place: &dyn Fn(&str) -> Place) -> Vec<ExpectedAlert> {
+        let mut resolved = Vec::new();
+        for (number, alert) in alerts.iter().enumerate() {
+            let rule = self.component(&format!("alerts.{number}.rule"), &alert.rule, "operator", |id| match id {
+                ComponentId::Operator(at) => Some(at),
+                ComponentId::Source(_) | ComponentId::Sink(_) => None,
+            });
+            let at = alert.at.as_deref().map(|at| self.moment(&format!("alerts.{number}.at"), at));
+            let labels = alert.labels.iter().map(|(name, value)| (name.clone(), plain(value.clone()))).collect();
+            let place = place(&format!("alerts.{number}"));
+            resolved.extend(rule.map(|rule| ExpectedAlert { rule, at, state: alert.state, labels, place }));
+        }
+        resolved
+    }
+
+    fn notifications(
+        &mut self,
+        notifications: &[ExpectNotificationOptions],
+        place: &dyn Fn(&str) -> Place,
+    ) -> Vec<ExpectedNotification> {
+        let mut resolved = Vec::new();
+        for (number, expected) in notifications.iter().enumerate() {
+            let option = format!("notifications.{number}.receiver");
+            let receiver = self.component(&option, &expected.receiver, "sink", |id| match id {
+                ComponentId::Sink(at) => Some(at),
+                ComponentId::Source(_) | ComponentId::Operator(_) => None,
+            });
+            let at = self.moment(&format!("notifications.{number}.at"), &expected.at);
+            resolved.extend(receiver.map(|receiver| ExpectedNotification {
+                receiver,
+                at,
+                subject: expected.subject.clone(),
+                body: expected.body.clone(),
+                place: place(&format!("notifications.{number}")),
+            }));
+        }
+        resolved
+    }
+}
+
+/// JSON as a record has it: TOML's dates, which serde hands over as tables with a name of their own, are text there.
+fn plain(json: Json) -> Json {
+    match json {
+        Json::Object(object) => {
+            if let (1, Some(date)) = (object.len(), object.get("$__toml_private_datetime")) {
+                return date.clone();
+            }
+            Json::Object(object.into_iter().map(|(name, value)| (name, plain(value))).collect())
+        }
+        Json::Array(values) => Json::Array(values.into_iter().map(plain).collect()),
+        other => other,
+    }
 }

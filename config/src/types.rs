@@ -48,7 +48,7 @@ impl JsonSchema for Secret {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "description": "A secret: give it as `${file:PATH}` or `${NAME}`. Prints as `***`." })
+        json_schema!({ "type": "string", "writeOnly": true, "description": "A secret: give it as `${file:PATH}` or `${NAME}`. Prints as `***`." })
     }
 }
 

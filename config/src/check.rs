@@ -1,0 +1,827 @@
+//! Checking: text in, a plan or all its problems out. Nothing but the [`Environment`] is asked of the outside world.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemars::JsonSchema as _;
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Problem, Type};
+use crate::graph::{self, Graph, Kind, Vertex};
+use crate::options::{DaemonOptions, SinkOptions, SourceOptions, Timestamps, WhenFull};
+use crate::plan::{Place as PlanPlace, Plan, PlannedOperator, PlannedSink, PlannedSource, Test};
+use crate::report::{Found, Report, Secrets, Sources};
+use crate::shape::{Shape, Walk, list, nearest};
+use crate::substitute::{Environment, expand};
+use crate::testing::{Names, TestOptions};
+use crate::tree::{Key, Node, Place, Table, Value, table_from_toml};
+
+/// A file of the configuration, as read.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// Its path as it was given: relative paths in it start at the path's folder.
+    pub name: String,
+    pub text: String,
+}
+
+/// What overrides are called in places.
+const SET: &str = "--set";
+
+/// Checks files that together are one configuration. Each override is `key=value` with a dotted key, such as
+/// `sinks.mail.smtp=smtp://localhost`; the value is TOML, or text as it stands if it is not TOML.
+///
+/// # Errors
+/// All problems there are.
+pub fn check(
+    files: &[SourceFile],
+    environment: &dyn Environment,
+    catalog: &Catalog,
+    overrides: &[String],
+) -> Result<Plan, Report> {
+    let texts = files.iter().map(|file| (file.name.as_str(), file.text.as_str()));
+    let sources = Sources::new(texts.chain(overrides.iter().map(|set| (SET, set.as_str()))));
+    let mut checker = Checker {
+        sources: &sources,
+        environment,
+        catalog,
+        problems: Vec::new(),
+        secrets: Secrets::default(),
+        secret_names: secret_names(catalog),
+        is_partial: false,
+        daemon: Table::new(),
+        components: Vec::new(),
+        tests: Vec::new(),
+    };
+    let ranges: Vec<_> = sources.ranges().map(|(_, range)| range).collect();
+    let (of_files, of_overrides) = ranges.split_at(files.len());
+    for range in of_files {
+        checker.file(range.clone());
+    }
+    checker.components.sort_by_key(|component| component.key.place.start);
+    for range in of_overrides {
+        checker.set(range.clone());
+    }
+    checker.finish()
+}
+
+/// A table of `sources`, `operators` or `sinks`.
+struct Component<'a> {
+    kind: Kind,
+    key: Key,
+    node: Node<'a>,
+}
+
+/// Components as far as they could be read; the order is that of the vertices of the graph.
+enum Draft {
+    Source(Option<Box<DraftSource>>),
+    Operator(Option<(&'static str, Box<dyn AnyOperator>)>),
+    Sink(Option<(&'static str, Box<dyn AnySink>, SinkOptions)>),
+}
+
+struct DraftSource {
+    type_name: &'static str,
+    options: Box<dyn AnySource>,
+    codec_name: &'static str,
+    codec: Box<dyn AnyCodec>,
+    common: SourceOptions,
+    timestamp: Option<Timestamps>,
+    records: tocsin_pipeline::source::RecordOptions,
+}
+
+struct Checker<'a> {
+    sources: &'a Sources,
+    environment: &'a dyn Environment,
+    catalog: &'a Catalog,
+    problems: Vec<Found>,
+    secrets: Secrets,
+    secret_names: Vec<String>,
+    /// Whether a file could not be read as TOML: what it would have defined is not known.
+    is_partial: bool,
+    daemon: Table<'a>,
+    components: Vec<Component<'a>>,
+    tests: Vec<Node<'a>>,
+}
+
+/// The top-level tables.
+const SECTIONS: [&str; 8] = ["daemon", "sources", "operators", "sinks", "tests", "silences", "tables", "templates"];
+
+impl<'a> Checker<'a> {
+    fn file(&mut self, range: Place) {
+        let text: &'a str = &self.sources.all[range.clone()];
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            self.is_partial = true;
+            for error in errors {
+                let span = error.span().unwrap_or(0..0);
+                let place = range.start + span.start..range.start + span.end;
+                self.problems.push(Found::new(&place, format!("not TOML: {}", error.message())));
+            }
+            self.hide_by_name(range);
+            return;
+        }
+        let folder = self.folder(range.start);
+        for (key, mut value) in table_from_toml(table.into_inner(), range.start) {
+            self.substitute(&mut value, &folder);
+            match key.name.as_str() {
+                "daemon" => self.daemon_table(&key, value),
+                "sources" => self.component_tables(Kind::Source, &key, value),
+                "operators" => self.component_tables(Kind::Operator, &key, value),
+                "sinks" => self.component_tables(Kind::Sink, &key, value),
+                "tests" => match value.value {
+                    Value::List(tests) => self.tests.extend(tests),
+                    _ => self.problems.push(
+                        Found::new(&value.place, "`tests` is a list of tables").help("write each test as `[[tests]]`"),
+                    ),
+                },
+                "silences" | "tables" | "templates" => {
+                    let message = format!("`{}` is not supported yet", key.name);
+                    self.problems.push(Found::new(&key.place, message).help("remove it"));
+                }
+                name => {
+                    let help = match nearest(name, SECTIONS) {
+                        Some(meant) => format!("did you mean `{meant}`?"),
+                        None => {
+                            "a configuration has `[daemon]`, `[sources.NAME]`, `[operators.NAME]`, `[sinks.NAME]` and \
+                                 `[[tests]]`"
+                                .to_owned()
+                        }
+                    };
+                    self.hide_deep(&value, name);
+                    self.problems.push(Found::new(&key.place, format!("unknown table `{name}`")).help(help));
+                }
+            }
+        }
+    }
+
+    /// The folder of the file that an offset is in.
+    fn folder(&self, offset: usize) -> PathBuf {
+        let (name, _) = self.sources.line(offset);
+        if &*name == SET {
+            return PathBuf::new();
+        }
+        Path::new(&*name).parent().map(Path::to_owned).unwrap_or_default()
+    }
+
+    fn plan_place(&self, place: &Place) -> PlanPlace {
+        let (file, line) = self.sources.line(place.start);
+        PlanPlace { file, line }
+    }
+
+    fn substitute(&mut self, node: &mut Node<'a>, folder: &Path) {
+        match &mut node.value {
+            Value::Text { text, .. } if text.contains("${") => {
+                let expanded = expand(text, self.environment, folder);
+                for (within, message, help) in expanded.problems {
+                    let place = node.place_within(&within, &self.sources.all);
+                    self.problems.push(Found::new(&place, message).help(help));
+                }
+                self.secrets.values.extend(expanded.secrets);
+                node.value = Value::Text { text: expanded.text, pieces: expanded.pieces };
+            }
+            Value::Text { .. } | Value::Scalar(_) => {}
+            Value::List(values) => values.iter_mut().for_each(|value| self.substitute(value, folder)),
+            Value::Table(table) => table.iter_mut().for_each(|(_, value)| self.substitute(value, folder)),
+        }
+    }
+
+    /// Several files may each say something of the daemon.
+    fn daemon_table(&mut self, key: &Key, value: Node<'a>) {
+        let Value::Table(table) = value.value else {
+            let message = format!("`daemon` is a table, not {}", value.kind());
+            self.problems.push(Found::new(&key.place, message).help("write its options below `[daemon]`"));
+            return;
+        };
+        for (key, value) in table {
+            match self.daemon.iter().find(|(known, _)| known.name == key.name) {
+                Some((first, _)) => self.problems.push(
+                    Found::new(&key.place, format!("`daemon.{}` is given twice", key.name))
+                        .note(&first.place, "here first"),
+                ),
+                None => self.daemon.push((key, value)),
+            }
+        }
+    }
+
+    fn component_tables(&mut self, kind: Kind, section: &Key, value: Node<'a>) {
+        let (word, noun) = (kind.section(), kind.noun());
+        let Value::Table(table) = value.value else {
+            let message = format!("`{word}` is a table of {word}, not {}", value.kind());
+            self.hide_deep(&value, &section.name);
+            self.problems
+                .push(Found::new(&section.place, message).help(format!("write each {noun} as `[{word}.NAME]`")));
+            return;
+        };
+        for (key, node) in table {
+            if node.as_table().is_none() {
+                let message = format!("the {noun} `{}` is a table, not {}", key.name, node.kind());
+                self.hide_deep(&node, &key.name);
+                self.problems
+                    .push(Found::new(&key.place, message).help(format!("write each {noun} as `[{word}.NAME]`")));
+                continue;
+            }
+            let is_plain = |character: char| character.is_ascii_alphanumeric() || character == '_' || character == '-';
+            if key.name.is_empty() || !key.name.chars().all(is_plain) {
+                let message = format!("{:?} cannot be the name of a {noun}", key.name);
+                self.problems.push(Found::new(&key.place, message).help("use letters, digits, `_` and `-`"));
+            }
+            match self.components.iter().find(|known| known.key.name == key.name) {
+                Some(first) => {
+                    let message = format!("there are two components called `{}`", key.name);
+                    let found = Found::new(&key.place, message).help("give one of them another name");
+                    self.problems.push(found.note(&first.key.place, "here first"));
+                }
+                None => self.components.push(Component { kind, key, node }),
+            }
+        }
+    }
+
+    /// Where a file is not even TOML, nobody knows which values are secrets; their names must do.
+    fn hide_by_name(&mut self, range: Place) {
+        let text = &self.sources.all[range.clone()];
+        for name in &self.secret_names {
+            for (at, _) in text.match_indices(name.as_str()) {
+                let rest = text[at + name.len()..].trim_start_matches(['"', '\'', ' ', '\t']);
+                let Some(value) = rest.strip_prefix('=') else { continue };
+                let value = value.trim_start_matches([' ', '\t']);
+                let start = text.len() - value.len();
+                let quotes = ["\"\"\"", "'''"].into_iter().find(|quotes| value.starts_with(quotes));
+                let end = match quotes {
+                    Some(quotes) => value[3..].find(quotes).map_or(value.len(), |end| end + 6),
+                    None => value.find('\n').unwrap_or(value.len()),
+                };
+                self.secrets.places.push(range.start + start..range.start + start + end);
+            }
+        }
+    }
+
+    /// Of tables that nothing is known of, hides what is called like a secret.
+    fn hide_deep(&mut self, node: &Node<'_>, name: &str) {
+        let is_secret = self.secret_names.iter().any(|secret| secret == name);
+        let all = &self.sources.all;
+        let (problems, secrets, secret_names) = (&mut self.problems, &mut self.secrets, &self.secret_names[..]);
+        let mut walk = Walk { all, problems, secrets, secret_names };
+        if is_secret {
+            walk.secret(node);
+            return;
+        }
+        match &node.value {
+            Value::Table(table) => table.iter().for_each(|(key, value)| self.hide_deep(value, &key.name)),
+            Value::List(values) => values.iter().for_each(|value| self.hide_deep(value, name)),
+            Value::Text { .. } | Value::Scalar(_) => {}
+        }
+    }
+
+    /// One `key=value` of the command line.
+    fn set(&mut self, range: Place) {
+        let text: &'a str = &self.sources.all[range.clone()];
+        let Some((key, value)) = text.split_once('=') else {
+            let help = "write `key=value`, such as `sinks.mail.smtp=smtp://localhost`";
+            self.problems.push(Found::new(&range, "an override without `=`").help(help));
+            return;
+        };
+        let at = range.start + key.len() + 1;
+        let place = at..range.end;
+        let mut node = match DeValue::parse(value) {
+            Ok(parsed) => Node::from_toml(parsed, at),
+            Err(_) => Node::text(value, place),
+        };
+        // A key within a wrong path must not make a secret visible.
+        let last = key.rsplit('.').next().unwrap_or(key).trim_matches(['"', '\'', ' ']).to_owned();
+        self.hide_deep(&node, &last);
+        self.substitute(&mut node, Path::new(""));
+        let Some(path) = parse_key(key, range.start) else {
+            let place = range.start..range.start + key.len();
+            let help = "write the table and the option with dots between them: `sinks.mail.smtp=…`";
+            self.problems.push(Found::new(&place, format!("{key:?} is not a key")).help(help));
+            return;
+        };
+        let (table, rest) = match path.as_slice() {
+            [section, rest @ ..] if section.name == "daemon" && !rest.is_empty() => (&mut self.daemon, rest),
+            [section, name, rest @ ..]
+                if !rest.is_empty() && ["sources", "operators", "sinks"].contains(&section.name.as_str()) =>
+            {
+                let component = self
+                    .components
+                    .iter_mut()
+                    .find(|component| component.key.name == name.name && component.kind.section() == section.name);
+                match component.and_then(|component| component.node.as_table_mut()) {
+                    Some(table) => (table, rest),
+                    None => {
+                        if !self.is_partial {
+                            let known = self.components.iter().filter(|known| known.kind.section() == section.name);
+                            let meant = nearest(&name.name, known.map(|known| known.key.name.as_str()));
+                            let message = format!("there is no `{}.{}`", section.name, name.name);
+                            let help = meant.map(|meant| format!("did you mean `{}.{meant}`?", section.name));
+                            self.problems.push(Found::new(&name.place, message).maybe_help(help));
+                        }
+                        return;
+                    }
+                }
+            }
+            [first, ..] => {
+                let help = "it sets an option of the daemon or of a component: `daemon.memory=…`, `sinks.mail.smtp=…`";
+                self.problems.push(Found::new(&first.place, format!("{key:?} is not an option's key")).help(help));
+                return;
+            }
+            [] => return,
+        };
+        if let Err(at) = insert(table, rest, node) {
+            let message = format!("`{}` is no table, so nothing in it can be set", at.name);
+            self.problems.push(Found::new(&at.place, message));
+        }
+    }
+
+    fn finish(mut self) -> Result<Plan, Report> {
+        let daemon = self.daemon_options();
+        let components = std::mem::take(&mut self.components);
+        let (mut vertices, mut drafts, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+        for component in components {
+            folders.push((self.folder(component.key.place.start), self.plan_place(&component.key.place)));
+            let (vertex, draft) = self.component(component);
+            vertices.push(vertex);
+            drafts.push(draft);
+        }
+        let is_empty = !self.is_partial && self.problems.is_empty();
+        if is_empty && !vertices.iter().any(|vertex| vertex.kind == Kind::Source) {
+            let message = "the configuration has no source";
+            self.problems.push(Found::new(&(0..0), message).help("begin with a table `[sources.NAME]`"));
+        }
+        let graph = graph::resolve(&vertices, self.is_partial, &mut self.problems);
+        let tests = self.test_cases(&vertices, &graph);
+        if !self.problems.is_empty() {
+            return Err(self.sources.report(self.problems, &self.secrets));
+        }
+        let mut plan = Plan {
+            daemon: daemon.unwrap_or_default(),
+            sources: Vec::new(),
+            operators: Vec::new(),
+            sinks: Vec::new(),
+            edges: graph.edges,
+            tests,
+        };
+        let mut drafts: Vec<_> = drafts.into_iter().zip(folders).zip(vertices).zip(graph.ids).collect();
+        drafts.sort_by_key(|(_, id)| *id);
+        for (((draft, (folder, place)), vertex), _) in drafts {
+            let name: Arc<str> = Arc::from(vertex.name);
+            match draft {
+                Draft::Source(draft) => {
+                    let draft = *draft.expect("there are no problems, so it was read");
+                    plan.sources.push(PlannedSource {
+                        name,
+                        type_name: draft.type_name,
+                        options: draft.options,
+                        codec_name: draft.codec_name,
+                        codec: draft.codec,
+                        timestamp: draft.timestamp,
+                        records: draft.records,
+                        on_decode_error: draft.common.on_decode_error,
+                        out_of_order: draft.common.out_of_order.0,
+                        idle_timeout: draft.common.idle_timeout.0,
+                        place,
+                        folder,
+                    });
+                }
+                Draft::Operator(draft) => {
+                    let (type_name, options) = draft.expect("there are no problems, so it was read");
+                    let inputs = vertex.inputs.map_or(0, |inputs| inputs.len());
+                    plan.operators.push(PlannedOperator { name, type_name, options, inputs, place, folder });
+                }
+                Draft::Sink(draft) => {
+                    let (type_name, options, common) = draft.expect("there are no problems, so it was read");
+                    plan.sinks.push(PlannedSink { name, type_name, options, buffer: common.buffer, place, folder });
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn daemon_options(&mut self) -> Option<DaemonOptions> {
+        let table = std::mem::take(&mut self.daemon);
+        let place = table.first().map_or(0..0, |(key, _)| key.place.clone());
+        let mut node = Node { place, value: Value::Table(table) };
+        let shape = Shape::of(DaemonOptions::json_schema);
+        self.examine(&shape, &mut node, &[], "daemon");
+        let mut options = self.parse(&node, &shape, "daemon", |value| DaemonOptions::deserialize(value))?;
+        self.told(options.problems(), &node);
+        if let (Some(data_dir), Some(place)) = (&mut options.data_dir, node.get("data_dir").map(|node| &node.place)) {
+            *data_dir = self.folder(place.start).join(&*data_dir);
+        }
+        Some(options)
+    }
+
+    fn component(&mut self, component: Component<'a>) -> (Vertex, Draft) {
+        let Component { kind, key, mut node } = component;
+        let inputs = match kind {
+            Kind::Source => Some(Vec::new()),
+            Kind::Operator | Kind::Sink => self.inputs(&key, kind, &mut node),
+        };
+        let mut vertex = Vertex { name: key.name.clone(), kind, place: node.place.clone(), ports: None, inputs };
+        let rejected = || Some(vec!["rejected".to_owned()]);
+        let draft = match kind {
+            Kind::Source => {
+                vertex.ports = rejected();
+                Draft::Source(self.source(&key, node).map(Box::new))
+            }
+            Kind::Operator => {
+                let found = self.typed(&key, &mut node, kind, self.catalog.operators, &["inputs"]);
+                let options = found.and_then(|found| Some((found.0, found.1?)));
+                if let Some((_, options)) = &options {
+                    self.told(options.problems(), &node);
+                    vertex.ports = Some(options.ports());
+                }
+                Draft::Operator(options)
+            }
+            Kind::Sink => {
+                vertex.ports = rejected();
+                let common = split(&mut node, &["buffer"]);
+                let found = self.typed(&key, &mut node, kind, self.catalog.sinks, &["inputs", "buffer"]);
+                let common = self.sink_options(&key, common);
+                let options = found.and_then(|found| Some((found.0, found.1?)));
+                if let Some((_, options)) = &options {
+                    self.told(options.problems(), &node);
+                }
+                Draft::Sink(options.zip(common).map(|((name, options), common)| (name, options, common)))
+            }
+        };
+        (vertex, draft)
+    }
+
+    fn source(&mut self, key: &Key, mut node: Node<'a>) -> Option<DraftSource> {
+        let shape = Shape::of(SourceOptions::json_schema);
+        let names = shape.options();
+        let mut common = split(&mut node, &names);
+        let codec = node.take("codec");
+        let further: Vec<&str> = names.iter().copied().chain(["codec"]).collect();
+        let found = self.typed(key, &mut node, Kind::Source, self.catalog.sources, &further);
+        self.examine(&shape, &mut common, &[], &key.name);
+        let common_options = self.parse(&common, &shape, &key.name, |value| SourceOptions::deserialize(value));
+        let checked = common_options.map(|options| {
+            let mut problems = Vec::new();
+            let records = options.records(&mut problems);
+            let timestamp = options.timestamp.as_ref().and_then(|timestamp| timestamp.check(&mut problems));
+            self.told(problems, &common);
+            (options, records, timestamp)
+        });
+        let options = found.and_then(|found| Some((found.0, found.1?)));
+        if let Some((_, options)) = &options {
+            self.told(options.problems(), &node);
+        }
+        let codec = match (codec, &options) {
+            (Some((codec_key, codec)), _) => self.codec(&codec_key, codec),
+            (None, Some((_, options))) => self.codec(key, Node::text(options.default_codec(), node.place.clone())),
+            (None, None) => None,
+        };
+        let ((type_name, options), (codec_name, codec)) = (options?, codec?);
+        let (common, records, timestamp) = checked?;
+        Some(DraftSource { type_name, options, codec_name, codec, common, timestamp, records })
+    }
+
+    /// The codec, named by a string or by `type` in a table of options.
+    fn codec(&mut self, key: &Key, mut node: Node<'a>) -> Option<(&'static str, Box<dyn AnyCodec>)> {
+        if let Some(name) = node.as_text() {
+            let name =
+                (Key { name: "type".to_owned(), place: node.place.clone() }, Node::text(name, node.place.clone()));
+            node.value = Value::Table(vec![name]);
+        }
+        if node.as_table().is_none() {
+            let message = format!("`codec` is a name or a table, not {}", node.kind());
+            self.problems.push(
+                Found::new(&node.place, message).help("write `codec = \"json\"`, or `codec = { type = \"csv\", … }`"),
+            );
+            return None;
+        }
+        let type_place = node.get("type").map(|name| name.place.clone());
+        let type_name = self.type_name(key, &mut node, "codec", "", &names(self.catalog.codecs))?;
+        let Some(found) = self.catalog.codecs.iter().find(|known| known.name == type_name) else {
+            let place = type_place.unwrap_or(node.place);
+            self.unknown_type("codec", &type_name, &place, &names(self.catalog.codecs));
+            return None;
+        };
+        let shape = Shape::of(found.schema);
+        self.examine(&shape, &mut node, &["type"], found.name);
+        let codec = self.parse(&node, &shape, found.name, found.parse)?;
+        self.told(codec.problems(), &node);
+        Some((found.name, codec))
+    }
+
+    fn sink_options(&mut self, key: &Key, mut common: Node<'a>) -> Option<SinkOptions> {
+        let shape = Shape::of(SinkOptions::json_schema);
+        self.examine(&shape, &mut common, &[], &key.name);
+        let options = self.parse(&common, &shape, &key.name, |value| SinkOptions::deserialize(value))?;
+        let mut problems = Vec::new();
+        if options.buffer.when_full == WhenFull::Spill {
+            problems.push(
+                Problem::new("buffer.when_full", "\"spill\" is not supported yet")
+                    .help("write \"block\" (nothing is lost) or \"drop_newest\""),
+            );
+        }
+        if options.buffer.max.0 == 0 {
+            problems.push(Problem::new("buffer.max", "a buffer of nothing").help("the default is \"64MiB\""));
+        }
+        self.told(problems, &common);
+        Some(options)
+    }
+
+    /// Takes `inputs` out of a component's table. `None` if nobody can tell them.
+    fn inputs(&mut self, key: &Key, kind: Kind, node: &mut Node<'a>) -> Option<Vec<(String, Place)>> {
+        let help = "name the sources or operators it reads: `inputs = [\"NAME\"]`";
+        let Some((_, inputs)) = node.take("inputs") else {
+            let message = format!("the {} `{}` has no `inputs`", kind.noun(), key.name);
+            self.problems.push(Found::new(&node.place, message).help(help));
+            return None;
+        };
+        let Value::List(values) = &inputs.value else {
+            let help = match inputs.as_text() {
+                Some(name) => format!("write it as a list: `inputs = [{name:?}]`"),
+                None => help.to_owned(),
+            };
+            let message = format!("`inputs` is a list of names, not {}", inputs.kind());
+            self.problems.push(Found::new(&inputs.place, message).help(help));
+            return None;
+        };
+        let mut named = Vec::new();
+        let mut is_known = true;
+        for value in values {
+            match value.as_text() {
+                Some(name) => named.push((name.to_owned(), value.place.clone())),
+                None => {
+                    let message = format!("`inputs` is a list of names; this is {}", value.kind());
+                    self.problems.push(Found::new(&value.place, message).help(help));
+                    is_known = false;
+                }
+            }
+        }
+        is_known.then_some(named)
+    }
+
+    /// Takes `type` out of a table.
+    fn type_name(
+        &mut self,
+        key: &Key,
+        node: &mut Node<'a>,
+        noun: &str,
+        whose: &str,
+        known: &[&'static str],
+    ) -> Option<String> {
+        let Some((_, name)) = node.take("type") else {
+            let message = format!("the {noun} {whose}has no `type`");
+            self.problems
+                .push(Found::new(&node.place, message).help(format!("it is one of {}", list(known.iter().copied()))));
+            self.hide_deep(node, &key.name);
+            return None;
+        };
+        if let Some(text) = name.as_text() {
+            return Some(text.to_owned());
+        }
+        let message = format!("`type` is the name of a kind of {noun}, not {}", name.kind());
+        self.problems
+            .push(Found::new(&name.place, message).help(format!("it is one of {}", list(known.iter().copied()))));
+        self.hide_deep(node, &key.name);
+        None
+    }
+
+    fn unknown_type(&mut self, noun: &str, name: &str, place: &Place, known: &[&'static str]) {
+        let help = match nearest(name, known.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("it is one of {}", list(known.iter().copied())),
+        };
+        self.problems.push(Found::new(place, format!("there is no {noun} of type {name:?}")).help(help));
+    }
+
+    /// Reads a component's own options; `further` are the names of others that it has.
+    /// `None` if the type is not known; an inner `None` if the options are wrong.
+    #[expect(clippy::type_complexity, reason = "the name of the type, and its options if they are right")]
+    fn typed<C: ?Sized>(
+        &mut self,
+        key: &Key,
+        node: &mut Node<'a>,
+        kind: Kind,
+        types: &'static [Type<C>],
+        further: &[&str],
+    ) -> Option<(&'static str, Option<Box<C>>)> {
+        let known = names(types);
+        let place = node.get("type").map_or(node.place.clone(), |name| name.place.clone());
+        let name = self.type_name(key, node, kind.noun(), &format!("`{}` ", key.name), &known)?;
+        let Some(found) = types.iter().find(|known| known.name == name) else {
+            self.unknown_type(kind.noun(), &name, &place, &known);
+            self.hide_deep(node, &key.name);
+            return None;
+        };
+        let shape = Shape::of(found.schema);
+        let further: Vec<&str> = further.iter().copied().chain(["type"]).collect();
+        self.examine(&shape, node, &further, found.name);
+        Some((found.name, self.parse(node, &shape, &key.name, found.parse)))
+    }
+
+    fn examine(&mut self, shape: &Shape, node: &mut Node<'a>, further: &[&str], what: &str) {
+        let all = &self.sources.all;
+        let (problems, secrets, secret_names) = (&mut self.problems, &mut self.secrets, &self.secret_names[..]);
+        shape.examine(node, further, what, &mut Walk { all, problems, secrets, secret_names });
+    }
+
+    /// Reads options from a table. Reading stops at the first problem, so what is wrong is taken out and the rest read
+    /// again, until all is told.
+    fn parse<T>(
+        &mut self,
+        node: &Node<'a>,
+        shape: &Shape,
+        what: &str,
+        parse: impl Fn(ValueDeserializer<'_>) -> Result<T, toml::de::Error>,
+    ) -> Option<T> {
+        let mut node = node.clone();
+        let mut removed: Vec<String> = Vec::new();
+        loop {
+            let error = match parse(node.deserializer()) {
+                Ok(options) => return removed.is_empty().then_some(options),
+                Err(error) => error,
+            };
+            let place = error.span().unwrap_or_else(|| node.place.clone());
+            let table = node.as_table_mut()?;
+            let wrong = table.iter().position(|(key, value)| {
+                value.covers(&place) || (key.place.start <= place.start && place.end <= key.place.end)
+            });
+            if let Some(at) = wrong {
+                let (key, _) = table.remove(at);
+                let (message, help) = in_words(error.message());
+                self.problems.push(Found::new(&place, message).maybe_help(help));
+                removed.push(key.name);
+                continue;
+            }
+            // Nothing in the table is wrong, so something is missing.
+            let missing = error.message().strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+            let Some(missing) = missing else {
+                let (message, help) = in_words(error.message());
+                self.problems.push(Found::new(&node.place, message).maybe_help(help));
+                return None;
+            };
+            let mut all: Vec<&str> = shape.required();
+            if !all.contains(&missing) {
+                all.push(missing);
+            }
+            for name in all {
+                if removed.iter().all(|removed| removed != name) && node.get(name).is_none() {
+                    let help = shape.summary(name).map(|summary| format!("`{name}`: {summary}"));
+                    self.problems.push(Found::new(&node.place, format!("`{what}` needs `{name}`")).maybe_help(help));
+                }
+            }
+            return None;
+        }
+    }
+
+    /// Adds places to what a component found wrong with its options.
+    fn told(&mut self, problems: Vec<Problem>, node: &Node<'a>) {
+        for problem in problems {
+            let found = node.find(&problem.option);
+            let place = match (found, &problem.within) {
+                (Some(option), Some(within)) => option.place_within(within, &self.sources.all),
+                (Some(option), None) => option.place.clone(),
+                (None, _) => node.place.clone(),
+            };
+            self.problems.push(Found::new(&place, problem.message).maybe_help(problem.help));
+        }
+    }
+
+    fn test_cases(&mut self, vertices: &[Vertex], graph: &Graph) -> Vec<Test> {
+        let shape = Shape::of(TestOptions::json_schema);
+        let ids = vertices.iter().zip(&graph.ids);
+        let names: Names = ids.map(|(vertex, id)| (vertex.name.clone(), (*id, vertex.ports.clone()))).collect();
+        let mut tests = Vec::new();
+        for mut node in std::mem::take(&mut self.tests) {
+            if node.as_table().is_none() {
+                self.problems.push(Found::new(&node.place, "a test is a table").help("write each test as `[[tests]]`"));
+                continue;
+            }
+            self.examine(&shape, &mut node, &[], "tests");
+            let options = self.parse(&node, &shape, "tests", |value| TestOptions::deserialize(value));
+            // Where components are missing because their file could not be read, names cannot be checked.
+            let Some(options) = options.filter(|_| !self.is_partial) else { continue };
+            let mut problems = Vec::new();
+            let place = |option: &str| self.plan_place(node.find(option).map_or(&node.place, |node| &node.place));
+            let test = options.resolve(&names, &place, &mut problems);
+            self.told(problems, &node);
+            tests.extend(test);
+        }
+        tests
+    }
+}
+
+fn names<C: ?Sized>(types: &'static [Type<C>]) -> Vec<&'static str> {
+    types.iter().map(|known| known.name).collect()
+}
+
+/// Takes the entries of these names out of a table, into one of the same place.
+fn split<'a>(node: &mut Node<'a>, names: &[&str]) -> Node<'a> {
+    let mut part = Node::table(node.place.clone());
+    let taken: Table<'a> = names.iter().filter_map(|name| node.take(name)).collect();
+    if let Some(table) = part.as_table_mut() {
+        *table = taken;
+    }
+    part
+}
+
+/// A dotted key, as TOML has it.
+fn parse_key(key: &str, base: usize) -> Option<Vec<Key>> {
+    let text = format!("{key}=0");
+    let mut table = DeTable::parse(&text).ok()?.into_inner();
+    let mut path = Vec::new();
+    loop {
+        let (key, value) = table.into_iter().next()?;
+        let place = key.span().start + base..key.span().end + base;
+        path.push(Key { name: key.into_inner().into_owned(), place });
+        match value.into_inner() {
+            DeValue::Table(inner) => table = inner,
+            _ => return Some(path),
+        }
+    }
+}
+
+/// Puts a value at a path, making tables on the way. The key that is no table is the error.
+fn insert<'a>(table: &mut Table<'a>, path: &[Key], node: Node<'a>) -> Result<(), Key> {
+    let Some((key, rest)) = path.split_first() else { return Ok(()) };
+    let at = table.iter().position(|(known, _)| known.name == key.name);
+    if rest.is_empty() {
+        match at {
+            Some(at) => table[at].1 = node,
+            None => table.push((key.clone(), node)),
+        }
+        return Ok(());
+    }
+    let at = at.unwrap_or_else(|| {
+        table.push((key.clone(), Node::table(key.place.clone())));
+        table.len() - 1
+    });
+    let inner = table[at].1.as_table_mut().ok_or_else(|| key.clone())?;
+    insert(inner, rest, node)
+}
+
+/// What options that hold secrets are called, over all components.
+fn secret_names(catalog: &Catalog) -> Vec<String> {
+    let mut names = Vec::new();
+    let schemas = (catalog.sources.iter().map(|known| known.schema))
+        .chain(catalog.codecs.iter().map(|known| known.schema))
+        .chain(catalog.operators.iter().map(|known| known.schema))
+        .chain(catalog.sinks.iter().map(|known| known.schema));
+    for schema in schemas {
+        Shape::of(schema).secret_names(&mut names);
+    }
+    names
+}
+
+/// What serde says, in the words of a configuration; and the way out, if it tells one.
+fn in_words(message: &str) -> (String, Option<String>) {
+    if let Some((message, help)) = message.rsplit_once("; write ") {
+        return (message.to_owned(), Some(format!("write {help}")));
+    }
+    if let Some(rest) = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))
+        && let Some((found, expected)) = rest.rsplit_once(", expected ")
+    {
+        return (format!("expected {}, found {}", expected_words(expected), found_words(found)), None);
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant `")
+        && let Some((found, expected)) = rest.split_once("`, ")
+    {
+        let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let help = match nearest(found, known.iter().copied()) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None => format!("it is one of {}", list(known)),
+        };
+        return (format!("{found:?} is not one of the values it can have"), Some(help));
+    }
+    if message.starts_with("data did not match any variant") {
+        return ("this is none of the forms that the option has".to_owned(), Some("see `tocsin help TYPE`".to_owned()));
+    }
+    if let Some(rest) = message.strip_prefix("missing field `") {
+        return (format!("`{}` is missing", rest.trim_end_matches('`')), None);
+    }
+    (message.to_owned(), None)
+}
+
+fn expected_words(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "a nonzero u8" | "a nonzero u16" | "a nonzero u32" | "a nonzero u64" | "a nonzero usize" => {
+            "a whole number above zero"
+        }
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a string" | "str" | "a path string" => "text",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        other if other.starts_with("struct ") || other.starts_with("internally tagged") => "a table",
+        other => other,
+    }
+}
+
+fn found_words(found: &str) -> String {
+    let (kind, value) = found.split_once(' ').unwrap_or((found, ""));
+    let value = value.trim_matches('`');
+    match kind {
+        "integer" | "floating" => format!("the number {}", value.trim_start_matches("point `")),
+        "boolean" => value.to_owned(),
+        "string" => format!("the text {value}"),
+        "map" => "a table".to_owned(),
+        "sequence" => "a list".to_owned(),
+        _ => found.to_owned(),
+    }
+}
