@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tocsin_pipeline::codec::{FieldPath, PathTable};
+use tocsin_pipeline::codec::PathTable;
 use tocsin_pipeline::graph::{Graph, IntakeOptions, OperatorNode, SinkNode, SourceNode, Target};
 use tocsin_pipeline::timestamp::TimestampOptions;
 
@@ -67,10 +67,11 @@ fn context<'a>(plan: &Plan, component: ComponentId, paths: &'a mut PathTable, fo
 
 fn intake(source: &PlannedSource, paths: &mut PathTable) -> IntakeOptions {
     let codec = source.codec.build();
-    let timestamp = match &source.timestamp {
-        Some(timestamp) => Some((timestamp.clone(), paths.intern(&timestamp.path.clone().unwrap_or_default()))),
-        None => codec.timestamp_path().map(|path| (TimestampOptions::default(), paths.intern(&path))),
-    };
+    let default = || codec.timestamp_path().map(|path| TimestampOptions { path: Some(path), ..TimestampOptions::default() });
+    let timestamp = source.timestamp.clone().or_else(default).and_then(|options| {
+        let path = paths.intern(options.path.as_ref()?);
+        Some((options, path))
+    });
     IntakeOptions {
         codec,
         records: source.records.clone(),
@@ -78,7 +79,7 @@ fn intake(source: &PlannedSource, paths: &mut PathTable) -> IntakeOptions {
             options::OnDecodeError::Reject => tocsin_pipeline::graph::OnDecodeError::Reject,
             options::OnDecodeError::Drop => tocsin_pipeline::graph::OnDecodeError::Drop,
         },
-        timestamp: timestamp.filter(|(_, path): &(_, FieldPath)| !path.path().is_root()),
+        timestamp,
         out_of_order: source.out_of_order,
         idle_timeout: source.idle_timeout,
     }

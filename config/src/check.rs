@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Problem, Type};
 use crate::graph::{self, Graph, Kind, Vertex};
-use crate::options::{DaemonOptions, SinkOptions, SourceOptions, Timestamps, WhenFull};
+use crate::options::{DaemonOptions, SinkOptions, SourceOptions, WhenFull};
 use crate::plan::{Place as PlanPlace, Plan, PlannedOperator, PlannedSink, PlannedSource, Test};
 use crate::report::{Found, Report, Secrets, Sources};
 use crate::shape::{Shape, Walk, list, nearest};
@@ -85,7 +85,7 @@ struct DraftSource {
     codec_name: &'static str,
     codec: Box<dyn AnyCodec>,
     common: SourceOptions,
-    timestamp: Option<Timestamps>,
+    timestamp: Option<tocsin_pipeline::timestamp::TimestampOptions>,
     records: tocsin_pipeline::source::RecordOptions,
 }
 

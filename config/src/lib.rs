@@ -3,15 +3,16 @@
 //! [`load()`] reads files, [`check()`] makes a [`Plan`] of them or a [`Report`] of all their problems. [`schema()`] and
 //! [`reference()`] tell what can be written.
 
+pub mod build;
 mod check;
 pub mod component;
 mod graph;
 mod load;
 pub mod options;
 pub mod plan;
-//mod reference;
+mod reference;
 mod report;
-//mod schema;
+mod schema;
 mod shape;
 mod substitute;
 pub mod testing;
@@ -22,7 +23,7 @@ pub mod types;
 pub use check::{SourceFile, check};
 pub use load::load;
 pub use plan::Plan;
-//pub use reference::{reference, reference_page};
+pub use reference::{nearest_page, reference, reference_page};
 pub use report::{Excerpt, Note, Report, Reported};
-//pub use schema::schema;
+pub use schema::schema;
 pub use substitute::{EmptyEnvironment, Environment, SystemEnvironment};

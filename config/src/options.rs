@@ -6,12 +6,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time;
 
-use chrono::format::{Item, StrftimeItems};
 use chrono_tz::Tz;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
-use vrl::path::OwnedValuePath;
+use tocsin_pipeline::timestamp::TimestampFormat;
 
 use crate::component::Problem;
 use crate::types::{ByteSize, Duration};
@@ -148,8 +147,9 @@ pub struct TimestampOptions {
     /// The field that holds it, such as `".ts"` or `".event.created"`.
     pub field: String,
     /// How it is written: `"rfc3339"`, `"unix"` (seconds, with decimals or without), `"unix_ms"`, `"unix_us"`, `"unix_ns"`,
-    /// or a strftime pattern such as `"%d/%b/%Y:%H:%M:%S %z"`.
-    #[serde(default = "rfc3339")]
+    /// `"clf"` (that of access logs), `"syslog"` (without a year: the one that puts it nearest before the arrival), a strftime
+    /// pattern such as `"%d/%b/%Y:%H:%M:%S %z"`, or `"auto"`: what its shape says among `rfc3339`, `clf` and `syslog`.
+    #[serde(default = "auto")]
     pub format: String,
     /// The time zone of a pattern without `%z`: an IANA name such as `"Europe/Prague"`. Default: UTC.
     pub timezone: Option<String>,
@@ -249,62 +249,25 @@ pub enum WhenFull {
     Spill,
 }
 
-/// [`TimestampOptions`], checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Timestamps {
-    pub field: OwnedValuePath,
-    pub format: TimestampFormat,
-    /// Of a pattern that does not say its offset.
-    pub timezone: Tz,
-}
-
-/// How a time is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TimestampFormat {
-    Rfc3339,
-    /// Seconds since 1970, with decimals or without.
-    Unix,
-    UnixMillis,
-    UnixMicros,
-    UnixNanos,
-    /// A strftime pattern that chrono accepts.
-    Pattern(String),
-}
-
 impl TimestampOptions {
     /// Checks what types cannot. Paths of problems begin at the table of the timestamp.
-    pub(crate) fn check(&self, problems: &mut Vec<Problem>) -> Option<Timestamps> {
+    pub(crate) fn check(&self, problems: &mut Vec<Problem>) -> Option<tocsin_pipeline::timestamp::TimestampOptions> {
         let found = problems.len();
-        let field = vrl::path::parse_value_path(&self.field).ok().filter(|path| !path.segments.is_empty());
-        if field.is_none() {
+        let path = vrl::path::parse_value_path(&self.field).ok().filter(|path| !path.segments.is_empty());
+        if path.is_none() {
             problems.push(
                 Problem::new("timestamp.field", format!("{:?} is not a path to a field", self.field))
                     .help("write a path such as \".ts\" or \".event.created\""),
             );
         }
-        let format = match self.format.as_str() {
-            "rfc3339" => TimestampFormat::Rfc3339,
-            "unix" => TimestampFormat::Unix,
-            "unix_ms" => TimestampFormat::UnixMillis,
-            "unix_us" => TimestampFormat::UnixMicros,
-            "unix_ns" => TimestampFormat::UnixNanos,
-            pattern => {
-                if !pattern.contains('%') {
-                    problems.push(
-                        Problem::new("timestamp.format", format!("{pattern:?} is not a format of time")).help(
-                            "write \"rfc3339\", \"unix\", \"unix_ms\", \"unix_us\", \"unix_ns\", or a pattern such as \
-                             \"%Y-%m-%d %H:%M:%S\"",
-                        ),
-                    );
-                } else if StrftimeItems::new(pattern).any(|item| item == Item::Error) {
-                    problems.push(
-                        Problem::new("timestamp.format", format!("{pattern:?} has a specifier that strftime lacks"))
-                            .help("a pattern looks like \"%d/%b/%Y:%H:%M:%S %z\"; a percent sign itself is \"%%\""),
-                    );
-                }
-                TimestampFormat::Pattern(pattern.to_owned())
-            }
-        };
+        let format = TimestampFormat::parse(&self.format).unwrap_or_else(|problem| {
+            let names: Vec<_> = TimestampFormat::NAMES.iter().map(|name| format!("{name:?}")).collect();
+            problems.push(
+                Problem::new("timestamp.format", problem)
+                    .help(format!("write {}, or a pattern such as \"%Y-%m-%d %H:%M:%S\"", names.join(", "))),
+            );
+            TimestampFormat::default()
+        });
         let timezone = self.timezone.as_deref().map(str::parse::<Tz>);
         if let Some(Err(_)) = timezone {
             let name = self.timezone.as_deref().unwrap_or_default();
@@ -314,7 +277,7 @@ impl TimestampOptions {
             );
         }
         let timezone = timezone.and_then(Result::ok).unwrap_or(Tz::UTC);
-        (problems.len() == found).then_some(Timestamps { field: field?, format, timezone })
+        (problems.len() == found).then_some(tocsin_pipeline::timestamp::TimestampOptions { path, format, timezone })
     }
 }
 
@@ -420,6 +383,6 @@ fn one_thousand() -> usize {
     1000
 }
 
-fn rfc3339() -> String {
-    "rfc3339".to_owned()
+fn auto() -> String {
+    "auto".to_owned()
 }

@@ -10,7 +10,8 @@ use tocsin_pipeline::source::RecordOptions;
 use tocsin_pipeline::time::Timestamp;
 
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource};
-use crate::options::{BufferOptions, DaemonOptions, OnDecodeError, Timestamps};
+use crate::options::{BufferOptions, DaemonOptions, OnDecodeError};
+use tocsin_pipeline::timestamp::TimestampOptions;
 
 /// The whole configuration, checked. Components are told apart by number, see [`ComponentId`]; names are distinct over all
 /// of them.
@@ -78,7 +79,7 @@ pub struct PlannedSource {
     pub codec_name: &'static str,
     pub codec: Box<dyn AnyCodec>,
     /// `None`: where the codec says, else the arrival.
-    pub timestamp: Option<Timestamps>,
+    pub timestamp: Option<TimestampOptions>,
     pub records: RecordOptions,
     pub on_decode_error: OnDecodeError,
     pub out_of_order: Duration,

@@ -111,8 +111,21 @@ impl Rejected {
 #[error("{0}")]
 pub struct SinkError(pub String);
 
+/// What a person would be sent for a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notification {
+    /// `None` where the receiver knows no subjects.
+    pub subject: Option<String>,
+    pub body: String,
+}
+
 /// A sink, built but not yet open.
 pub trait Sink: Send {
+    /// What it would send for a record, without sending: for `tocsin test`. `None` for sinks that tell nobody.
+    fn preview(&self, _batch: &Batch, _row: u32) -> Option<Notification> {
+        None
+    }
+
     /// Opens what can be opened without a peer: files (cut back to what the checkpoint says), folders, certificates. A peer
     /// that is away is no reason to fail. Called for all sinks before any source runs.
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>>;
