@@ -9,6 +9,7 @@ mod logging;
 mod progress;
 mod run;
 mod starter;
+mod testing;
 
 use std::process::ExitCode;
 

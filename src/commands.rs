@@ -1,0 +1,167 @@
+//! What each command does.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::CommandFactory;
+use tocsin_config::{Plan, Report, SystemEnvironment};
+use tocsin_pipeline::metrics::Metrics;
+
+use crate::catalog::CATALOG;
+use crate::cli::{Arguments, CheckArguments, Command, ConfigurationArguments, ReportFormat};
+use crate::{drawing, run, starter, testing};
+
+/// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
+pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Run(arguments) => {
+            let Some(plan) = plan(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
+            run::run(plan, run::Options { once: arguments.once, data_dir: arguments.data_dir })
+        }
+        Command::Check(arguments) => check(&arguments),
+        Command::Test(configuration) => test(&configuration),
+        Command::Explain(configuration) => {
+            let Some(plan) = plan(&configuration) else { return Ok(ExitCode::from(1)) };
+            print(&explain(&plan))
+        }
+        Command::Graph(arguments) => {
+            let Some(plan) = plan(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
+            print(&drawing::draw(&plan, arguments.format))
+        }
+        Command::Schema => {
+            let schema = serde_json::to_string_pretty(&tocsin_config::schema(&CATALOG)).context("writing the schema")?;
+            print(&format!("{schema}\n"))
+        }
+        Command::Help { r#type: None } => {
+            let mut help = Arguments::command().render_help().to_string();
+            help.push_str(&components());
+            print(&help)
+        }
+        Command::Help { r#type: Some(name) } => match tocsin_config::reference_page(&CATALOG, &name) {
+            Ok(page) => print(&page),
+            Err(problem) => bail!("{problem}"),
+        },
+        Command::New { path } => new(&path),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tocsin", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Writes to stdout; a reader that has gone away (`| head`) is no problem.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => return Err(error).context("writing to stdout"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(configuration: &ConfigurationArguments) -> Result<Plan, Report> {
+    let files = tocsin_config::load(&configuration.files)?;
+    tocsin_config::check(&files, &SystemEnvironment, &CATALOG, &configuration.set)
+}
+
+/// The plan, or its problems on stderr.
+fn plan(configuration: &ConfigurationArguments) -> Option<Plan> {
+    match read(configuration) {
+        Ok(plan) => Some(plan),
+        Err(report) => {
+            eprint!("{}", report.render(std::io::stderr().is_terminal()));
+            None
+        }
+    }
+}
+
+fn check(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    match (read(&arguments.configuration), arguments.format) {
+        (Ok(plan), ReportFormat::Text) => print(&format!(
+            "fine: {} sources, {} operators, {} sinks, {} tests\n",
+            plan.sources.len(),
+            plan.operators.len(),
+            plan.sinks.len(),
+            plan.tests.len()
+        )),
+        (Ok(_), ReportFormat::Json) => Ok(ExitCode::SUCCESS),
+        (Err(report), ReportFormat::Text) => {
+            eprint!("{}", report.render(std::io::stderr().is_terminal()));
+            Ok(ExitCode::from(1))
+        }
+        (Err(report), ReportFormat::Json) => {
+            print(&report.json_lines())?;
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+fn test(configuration: &ConfigurationArguments) -> anyhow::Result<ExitCode> {
+    let Some(plan) = plan(configuration) else { return Ok(ExitCode::from(1)) };
+    if plan.tests.is_empty() {
+        bail!("the configuration has no [[tests]]; see: tocsin help tests");
+    }
+    let outcomes = testing::run_all(&plan);
+    let mut text = String::new();
+    for outcome in &outcomes {
+        text.push_str(if outcome.failures.is_empty() { "ok      " } else { "FAILED  " });
+        text.push_str(&outcome.name);
+        text.push('\n');
+        for failure in &outcome.failures {
+            text.push_str("  ");
+            text.push_str(&failure.replace('\n', "\n  "));
+            text.push('\n');
+        }
+    }
+    let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
+    text.push_str(&format!("{} passed, {failed} failed\n", outcomes.len() - failed));
+    print(&text)?;
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// The plan in words, and what is guaranteed between each source and sink.
+fn explain(plan: &Plan) -> String {
+    let mut text = tocsin_config::build::build(plan).into_tasks(&Metrics::new()).explain();
+    text.push_str("\nafter a crash\n");
+    for source in &plan.sources {
+        let from = if source.options.is_replayable() {
+            "read again from the last checkpoint"
+        } else {
+            "cannot be read again: what was not in a checkpoint is lost, or sent again by its client"
+        };
+        text.push_str(&format!("  {} ({}): {from}\n", source.name, source.type_name));
+    }
+    for sink in &plan.sinks {
+        text.push_str(&format!("  {} ({}): {}\n", sink.name, sink.type_name, sink.options.guarantee()));
+    }
+    text
+}
+
+/// The kinds of component, by kind.
+fn components() -> String {
+    let list = |names: Vec<&str>| names.join(" ");
+    format!(
+        "\nComponents (tocsin help TYPE):\n  sources:   {}\n  codecs:    {}\n  operators: {}\n  sinks:     {}\n",
+        list(CATALOG.sources.iter().map(|kind| kind.name).collect()),
+        list(CATALOG.codecs.iter().map(|kind| kind.name).collect()),
+        list(CATALOG.operators.iter().map(|kind| kind.name).collect()),
+        list(CATALOG.sinks.iter().map(|kind| kind.name).collect()),
+    )
+}
+
+fn new(path: &std::path::Path) -> anyhow::Result<ExitCode> {
+    if path.as_os_str() == "-" {
+        return print(starter::STARTER);
+    }
+    let mut file = match std::fs::File::create_new(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{} is there already; give another name, or remove it first", path.display())
+        }
+        Err(error) => return Err(error).with_context(|| format!("making {}", path.display())),
+    };
+    file.write_all(starter::STARTER.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    print(&format!("wrote {0}; run it: tocsin run {0}\n", path.display()))
+}

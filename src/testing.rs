@@ -1,0 +1,253 @@
+//! `tocsin test`: runs the `[[tests]]` of a configuration on a virtual clock, through the plan that the daemon would run.
+
+use std::fmt::Write as _;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Map, Value as Json};
+use tocsin_config::build::build;
+use tocsin_config::plan::{ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, Test};
+use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::graph::{Graph, SinkNode, Target, WhenFull};
+use tocsin_pipeline::json::write_value;
+use tocsin_pipeline::simulation::Simulation;
+use tocsin_pipeline::sink::{Notification, Sink, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::time::Timestamp;
+
+/// What became of a test: nothing to say, or what was expected and did not happen.
+pub struct Outcome {
+    pub name: String,
+    pub failures: Vec<String>,
+}
+
+/// Runs all tests of a plan.
+pub fn run_all(plan: &Plan) -> Vec<Outcome> {
+    plan.tests.iter().map(|test| Outcome { name: test.name.clone(), failures: run(plan, test) }).collect()
+}
+
+/// Something that came out at an outlet that the test looks at.
+struct Seen {
+    /// Event time.
+    time: Timestamp,
+    record: Json,
+    raw: String,
+}
+
+fn run(plan: &Plan, test: &Test) -> Vec<String> {
+    let mut graph = build(plan);
+    let mut captures = Captures::default();
+    for expected in &test.expect {
+        captures.add(&mut graph, expected.from);
+    }
+    for expected in &test.alerts {
+        captures.add(&mut graph, Outlet { component: ComponentId::Operator(expected.rule), port: 0 });
+    }
+    // The sinks are asked what they would send; the graph takes its own.
+    let receivers = build(plan).sinks;
+    let mut simulation = Simulation::new(graph, test.start);
+    for input in &test.input {
+        simulation.advance(input.at);
+        let records: Vec<&[u8]> = input.records.iter().map(|record| record.as_bytes()).collect();
+        simulation.input(input.source, &records);
+    }
+    match test.until {
+        Some(until) => simulation.advance(until),
+        None => simulation.end(),
+    }
+    let mut sent = Vec::new();
+    for arrival in simulation.take_arrivals() {
+        for row in arrival.batch.rows() {
+            if let Some(receiver) = receivers.get(arrival.sink) {
+                if let Some(notification) = receiver.sink.preview(&arrival.batch, row) {
+                    sent.push((arrival.at, arrival.sink, notification));
+                }
+            }
+            captures.take(arrival.sink, &arrival.batch, row);
+        }
+    }
+    let mut failures = Vec::new();
+    for expected in &test.expect {
+        check_records(expected, captures.seen(expected.from), &mut failures);
+    }
+    for expected in &test.alerts {
+        let outlet = Outlet { component: ComponentId::Operator(expected.rule), port: 0 };
+        check_alert(plan, expected, captures.seen(outlet), &mut failures);
+    }
+    check_notifications(plan, test, &sent, &mut failures);
+    failures
+}
+
+/// The outlets that a test looks at: each read by a sink that only the simulation knows.
+#[derive(Default)]
+struct Captures {
+    /// The outlet, the number of its sink, and what came.
+    outlets: Vec<(Outlet, usize, Vec<Seen>)>,
+}
+
+impl Captures {
+    fn add(&mut self, graph: &mut Graph, outlet: Outlet) {
+        if self.outlets.iter().any(|(known, ..)| *known == outlet) {
+            return;
+        }
+        // What a sink is handed is seen where it arrives; everything else gets a reader of its own.
+        let sink = match outlet {
+            Outlet { component: ComponentId::Sink(sink), port: 0 } => sink,
+            _ => {
+                let sink = graph.sinks.len();
+                graph.sinks.push(SinkNode {
+                    name: "test".into(),
+                    sink: Box::new(Discard),
+                    needs_time: true,
+                    buffer_bytes: 1,
+                    when_full: WhenFull::Block,
+                    rejected: Vec::new(),
+                });
+                let targets = match outlet {
+                    Outlet { component: ComponentId::Source(at), port: 0 } => &mut graph.sources[at].outputs,
+                    Outlet { component: ComponentId::Source(at), .. } => &mut graph.sources[at].rejected,
+                    Outlet { component: ComponentId::Operator(at), port } => &mut graph.operators[at].outputs[port],
+                    // Nothing is delivered in a test, so nothing is refused either.
+                    Outlet { component: ComponentId::Sink(at), .. } => &mut graph.sinks[at].rejected,
+                };
+                targets.push(Target::Sink(sink));
+                sink
+            }
+        };
+        self.outlets.push((outlet, sink, Vec::new()));
+    }
+
+    fn take(&mut self, sink: usize, batch: &Batch, row: u32) {
+        for (_, number, seen) in &mut self.outlets {
+            if *number == sink {
+                let mut json = Vec::new();
+                write_value(&batch.value(row), &mut json);
+                let record = serde_json::from_slice(&json).unwrap_or(Json::Null);
+                let raw = match batch.changed(row) {
+                    Some(_) => String::from_utf8_lossy(&json).into_owned(),
+                    None => String::from_utf8_lossy(batch.record(row)).into_owned(),
+                };
+                seen.push(Seen { time: batch.time(row), record, raw });
+            }
+        }
+    }
+
+    fn seen(&self, outlet: Outlet) -> &[Seen] {
+        self.outlets.iter().find(|(known, ..)| *known == outlet).map_or(&[], |(_, _, seen)| seen)
+    }
+}
+
+/// The reader of an outlet that a test looks at.
+struct Discard;
+
+impl Sink for Discard {
+    fn open<'a>(&'a mut self, _: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn run(self: Box<Self>, mut context: SinkContext) -> BoxFuture<'static, Result<SinkState, SinkError>> {
+        Box::pin(async move {
+            while let Some(queued) = context.input.recv().await {
+                if let (SinkInput::End, _) = queued.split() {
+                    break;
+                }
+            }
+            Ok(SinkState::Unchanged)
+        })
+    }
+}
+
+fn check_records(expected: &ExpectedRecords, seen: &[Seen], failures: &mut Vec<String>) {
+    let matches = |want: &Json, seen: &Seen| match want {
+        Json::String(text) => seen.raw == *text,
+        want if expected.exact => *want == seen.record,
+        want => includes(want, &seen.record),
+    };
+    let mut rest = seen.iter();
+    let missing = expected.records.iter().find(|want| !rest.any(|seen| matches(want, seen)));
+    let is_exact = expected.records.len() == seen.len()
+        && expected.records.iter().zip(seen).all(|(want, seen)| matches(want, seen));
+    if missing.is_none() && (is_exact || !expected.exact) {
+        return;
+    }
+    let mut text = format!("{}: `{}` did not give what is expected", place(&expected.place), expected.name);
+    for want in &expected.records {
+        let mark = if seen.iter().any(|seen| matches(want, seen)) { ' ' } else { '-' };
+        write!(text, "\n  {mark} {want}").expect("writing to a string");
+    }
+    for seen in seen.iter().filter(|seen| !expected.records.iter().any(|want| matches(want, seen))) {
+        write!(text, "\n  + {}", seen.raw).expect("writing to a string");
+    }
+    if seen.is_empty() {
+        text.push_str("\n  nothing came");
+    } else if is_exact || seen.iter().all(|seen| expected.records.iter().any(|want| matches(want, seen))) {
+        text.push_str("\n  all came, but in another order or number");
+    }
+    failures.push(text);
+}
+
+fn check_alert(plan: &Plan, expected: &ExpectedAlert, seen: &[Seen], failures: &mut Vec<String>) {
+    let labels = Json::Object(expected.labels.clone());
+    let is_met = seen.iter().any(|seen| {
+        seen.record["state"] == expected.state.as_str()
+            && expected.at.is_none_or(|at| seen.time == at)
+            && includes(&labels, &seen.record["labels"])
+    });
+    if is_met {
+        return;
+    }
+    let rule = &plan.operators[expected.rule].name;
+    let at = expected.at.map_or(String::new(), |at| format!(" at {at}"));
+    let labels = if expected.labels.is_empty() { String::new() } else { format!(" with {labels}") };
+    let mut text = format!("{}: `{rule}` was not {}{at}{labels}", place(&expected.place), expected.state.as_str());
+    for seen in seen {
+        write!(text, "\n  + {} at {} {}", seen.record["state"].as_str().unwrap_or("?"), seen.time, seen.record["labels"])
+            .expect("writing to a string");
+    }
+    if seen.is_empty() {
+        text.push_str("\n  it made no transition at all");
+    }
+    failures.push(text);
+}
+
+fn check_notifications(plan: &Plan, test: &Test, sent: &[(Timestamp, usize, Notification)], failures: &mut Vec<String>) {
+    let Some(expected) = &test.notifications else { return };
+    let matches = |want: &tocsin_config::plan::ExpectedNotification, (at, receiver, sent): &(Timestamp, usize, Notification)| {
+        want.at == *at
+            && want.receiver == *receiver
+            && want.subject.as_ref().is_none_or(|subject| sent.subject.as_ref() == Some(subject))
+            && want.body.as_ref().is_none_or(|body| sent.body == *body)
+    };
+    if expected.len() == sent.len() && expected.iter().zip(sent).all(|(want, sent)| matches(want, sent)) {
+        return;
+    }
+    let mut text = format!("{}: other notifications are sent than expected", place(&test.place));
+    for want in expected {
+        let mark = if sent.iter().any(|sent| matches(want, sent)) { ' ' } else { '-' };
+        let subject = want.subject.as_deref().map_or(String::new(), |subject| format!(" {subject:?}"));
+        let body = want.body.as_deref().map_or(String::new(), |body| format!("\n      {body:?}"));
+        write!(text, "\n  {mark} {} {}{subject}{body}", want.at, plan.sinks[want.receiver].name).expect("writing to a string");
+    }
+    for one in sent.iter().filter(|one| !expected.iter().any(|want| matches(want, one))) {
+        let (at, receiver, notification) = one;
+        let subject = notification.subject.as_deref().map_or(String::new(), |subject| format!(" {subject:?}"));
+        write!(text, "\n  + {at} {}{subject}\n      {:?}", plan.sinks[*receiver].name, notification.body)
+            .expect("writing to a string");
+    }
+    failures.push(text);
+}
+
+/// Whether `record` has all that `want` names.
+fn includes(want: &Json, record: &Json) -> bool {
+    match (want, record) {
+        (Json::Object(want), Json::Object(record)) => includes_all(want, record),
+        (Json::Number(want), Json::Number(record)) => want.as_f64() == record.as_f64(),
+        (want, record) => want == record,
+    }
+}
+
+fn includes_all(want: &Map<String, Json>, record: &Map<String, Json>) -> bool {
+    want.iter().all(|(key, want)| record.get(key).is_some_and(|value| includes(want, value)))
+}
+
+fn place(place: &tocsin_config::plan::Place) -> String {
+    format!("{}:{}", place.file, place.line)
+}
