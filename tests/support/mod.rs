@@ -1,0 +1,79 @@
+//! What the tests of the whole program share.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The program with arguments; its log says only what stopped something.
+pub fn tocsin(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tocsin"));
+    command.args(arguments).env("TOCSIN_LOG", "error").env("NO_COLOR", "1");
+    command
+}
+
+/// Whether what is expected is to be rewritten.
+pub fn update_expected() -> bool {
+    std::env::var_os("UPDATE_EXPECT").is_some()
+}
+
+/// The shared logs and conformance vectors, if they are there.
+pub fn corpus(name: &str) -> Option<std::path::PathBuf> {
+    let folder = std::env::var_os("TOCSIN_CORPUS").map_or_else(
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
+        std::path::PathBuf::from,
+    );
+    let folder = folder.join(name);
+    if folder.exists() {
+        return Some(folder);
+    }
+    println!("skipped: {} is not there", folder.display());
+    None
+}
+
+/// Waits until something has come true, for at most half a minute.
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..15_000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    panic!("waited in vain for {what}");
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon(Option<Child>);
+
+impl Daemon {
+    pub fn start(command: &mut Command) -> Self {
+        Self(Some(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
+    /// SIGKILL: no chance to tidy up.
+    pub fn kill(mut self) {
+        let mut child = self.0.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn terminate(mut self) -> std::process::ExitStatus {
+        let mut child = self.0.take().unwrap();
+        let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(status.success());
+        child.wait().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
