@@ -33,6 +33,9 @@ pub enum Command {
     Help {
         /// A component's type, such as `window`.
         r#type: Option<String>,
+        /// All pages: the reference.
+        #[arg(long, conflicts_with = "type")]
+        all: bool,
     },
     /// Write a starter configuration.
     New {

@@ -33,14 +33,18 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let schema = serde_json::to_string_pretty(&tocsin_config::schema(&CATALOG)).context("writing the schema")?;
             print(&format!("{schema}\n"))
         }
-        Command::Help { r#type: None } => {
+        Command::Help { all: true, .. } => print(&tocsin_config::reference(&CATALOG)),
+        Command::Help { r#type: None, .. } => {
             let mut help = Arguments::command().render_help().to_string();
             help.push_str(&components());
             print(&help)
         }
-        Command::Help { r#type: Some(name) } => match tocsin_config::reference_page(&CATALOG, &name) {
-            Ok(page) => print(&page),
-            Err(problem) => bail!("{problem}"),
+        Command::Help { r#type: Some(name), .. } => match tocsin_config::reference_page(&CATALOG, &name) {
+            Some(page) => print(&page),
+            None => match tocsin_config::nearest_page(&CATALOG, &name) {
+                Some(nearest) => bail!("there is no component `{name}`; did you mean `{nearest}`?"),
+                None => bail!("there is no component `{name}`; `tocsin help` lists them"),
+            },
         },
         Command::New { path } => new(&path),
         Command::Completions { shell } => {
