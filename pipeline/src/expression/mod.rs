@@ -1,11 +1,19 @@
 //! Expressions in VRL: conditions, aggregate arguments, keys, programs.
 //!
 //! A compiled expression reads a row of a batch. It is checked without a plan ([`Condition::check`] and its like) and
-//! compiled against the plan's [`PathTable`], so that the fields it reads have columns.
+//! compiled against the plan's [`PathTable`], so that the fields it reads have columns. VRL compiles and so checks every
+//! expression; conditions of the common shapes are then evaluated natively over columns (see [`native`]), the rest by VRL
+//! over a record that holds just the paths the expression reads.
 
+mod functions;
+mod native;
+mod recognise;
+#[cfg(test)]
+mod tests;
 mod vm;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use vrl::value::Value;
 
@@ -26,7 +34,13 @@ pub struct Diagnostic {
 /// An expression that is true or false of a record. Where it fails (a missing field, a wrong type) it is false, and counted.
 #[derive(Clone, Debug)]
 pub struct Condition {
-    vm: vm::Vm,
+    way: Way,
+}
+
+#[derive(Clone, Debug)]
+enum Way {
+    Native(Arc<native::Native>),
+    Vrl(vm::Vm),
 }
 
 impl Condition {
@@ -36,23 +50,37 @@ impl Condition {
     }
 
     pub fn compile(source: &str, paths: &mut PathTable) -> Result<Self, Vec<Diagnostic>> {
-        Ok(Self { vm: vm::Vm::compile_condition(source)?.bind(paths) })
+        let vm = vm::Vm::compile_condition(source)?;
+        let way = match recognise::recognise(source, paths) {
+            Some(native) => Way::Native(Arc::new(native)),
+            None => Way::Vrl(vm.bind(paths)),
+        };
+        Ok(Self { way })
     }
 
     /// The fields it reads.
     pub fn reads(&self) -> Projection {
-        self.vm.reads()
+        match &self.way {
+            Way::Native(native) => native.reads(),
+            Way::Vrl(vm) => vm.reads(),
+        }
     }
 
-    /// Literals of which one must stand in the raw bytes of a record for the condition to be true; `None` if nothing can
-    /// be said.
+    /// Literals of which one must stand in the text of a record's fields for the condition to be true; `None` if nothing
+    /// can be said. Whether text stands in the raw bytes as it is, is for the codec to say.
     pub fn prefilter(&self) -> Option<Vec<Vec<u8>>> {
-        None
+        match &self.way {
+            Way::Native(native) => native.literals(),
+            Way::Vrl(_) => None,
+        }
     }
 
     /// How it is evaluated, for `tocsin explain`: `native` or `VRL`.
     pub fn way(&self) -> &'static str {
-        "VRL"
+        match self.way {
+            Way::Native(_) => "native",
+            Way::Vrl(_) => "VRL",
+        }
     }
 
     /// The rows of `batch` for which it is true. The fields it reads must be decoded. Failures are added to `errors`.
@@ -62,13 +90,19 @@ impl Condition {
 
     /// Whether it is true of one row. The fields it reads must be decoded.
     pub fn is_true(&self, batch: &Batch, row: u32, errors: &mut u64) -> bool {
-        match self.vm.eval(batch, row) {
-            Ok(value) => value == Value::Boolean(true),
-            Err(_) => {
-                *errors += 1;
-                false
-            }
-        }
+        let outcome = match &self.way {
+            Way::Native(native) => match native.eval(batch, row) {
+                native::Outcome::True => Some(true),
+                native::Outcome::False => Some(false),
+                native::Outcome::Null | native::Outcome::Other | native::Outcome::Failed => None,
+            },
+            Way::Vrl(vm) => match vm.eval(batch, row) {
+                Ok(Value::Boolean(value)) => Some(value),
+                Ok(_) | Err(_) => None,
+            },
+        };
+        *errors += u64::from(outcome.is_none());
+        outcome == Some(true)
     }
 }
 
@@ -86,8 +120,9 @@ impl Expression {
     }
 
     pub fn compile(source: &str, paths: &mut PathTable) -> Result<Self, Vec<Diagnostic>> {
-        let vm = vm::Vm::compile_expression(source)?.bind(paths);
-        let path = vm.as_path(source, paths);
+        let vm = vm::Vm::compile_expression(source)?;
+        let path = vm::Vm::as_path(source, paths);
+        let vm = if path.is_some() { vm } else { vm.bind(paths) };
         Ok(Self { vm, path })
     }
 
@@ -142,6 +177,16 @@ impl Program {
 
     /// Runs the program over one record and gives what it made of it.
     pub fn run(&self, batch: &Batch, row: u32) -> Result<Value, ProgramError> {
-        self.vm.run(batch, row)
+        self.run_on(batch, row, batch.value(row).into_owned())
+    }
+
+    /// As [`Self::run`], over a record whose value is at hand.
+    pub fn run_on(&self, batch: &Batch, row: u32, value: Value) -> Result<Value, ProgramError> {
+        self.vm.run(batch, row, value)
+    }
+
+    /// Whether running it over a record may give no record.
+    pub fn can_fail(&self) -> bool {
+        self.vm.can_fail()
     }
 }

@@ -1,29 +1,31 @@
 //! Expressions run by VRL itself.
 
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
 use vrl::compiler::runtime::{Runtime, Terminate};
 use vrl::compiler::state::{ExternalEnv, RuntimeState};
-use vrl::compiler::{CompileConfig, Function, Program, TargetValue, TimeZone, compile_with_external};
-use vrl::diagnostic::DiagnosticList;
-use vrl::path::{OwnedTargetPath, PathPrefix, parse_target_path};
+use vrl::compiler::{CompileConfig, Program, TargetValue, TimeZone, compile_with_external};
+use vrl::diagnostic::{DiagnosticList, Note};
+use vrl::parser::ast::RootExpr;
+use vrl::path::{OwnedTargetPath, OwnedValuePath, PathPrefix, parse_target_path};
 use vrl::value::{ObjectMap, Secrets, Value};
 
 use super::Diagnostic;
+use super::functions::{FUNCTIONS, notice_impurity, set_circumstances};
 use crate::codec::{FieldPath, PathTable, Projection};
 use crate::event::Batch;
 
 /// Why a program gave no record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     /// It said `abort`.
+    #[error("{0}")]
     Aborted(String),
+    #[error("{0}")]
     Failed(String),
 }
-
-/// The standard library that needs no network.
-static FUNCTIONS: LazyLock<Vec<Box<dyn Function>>> = LazyLock::new(vrl::stdlib::all);
 
 /// Times without a zone are in UTC on every machine, so that results do not depend on where they were made.
 static UTC: LazyLock<TimeZone> = LazyLock::new(|| TimeZone::parse("UTC").expect("the name of a zone"));
@@ -35,27 +37,34 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub(super) struct Vm {
     program: Arc<Program>,
+    /// Its text, from which what is random in it is drawn.
+    source: Arc<str>,
     reads: Vec<FieldPath>,
     /// It reads the record as a whole.
     reads_all: bool,
     reads_metadata: bool,
+    /// It calls functions whose values depend on the record's coordinate or arrival.
+    is_impure: bool,
 }
 
 impl Vm {
-    /// Compiles a condition; one that can fail as written is compiled as `(condition) ?? false`.
+    /// Compiles a condition. One that can fail as written is null where it does, which is not true.
     pub fn compile_condition(source: &str) -> Result<Self, Vec<Diagnostic>> {
-        match compile(source, true) {
-            Ok(vm) => Ok(vm),
-            Err(problems) => compile_guarded(source, "false").map_err(|_| problems),
+        let vm = compile_coalescing(source)?;
+        let kind = vm.program.final_type_info().result.kind().clone();
+        if kind.contains_boolean() {
+            return Ok(vm);
         }
+        Err(vec![Diagnostic {
+            within: 0..source.len(),
+            message: format!("a condition has to be true or false, and this is always {kind}"),
+            help: Some("compare it with something, as in `.status >= 500`".to_owned()),
+        }])
     }
 
     /// Compiles an expression for its value; one that can fail gives no value where it does.
     pub fn compile_expression(source: &str) -> Result<Self, Vec<Diagnostic>> {
-        match compile(source, true) {
-            Ok(vm) => Ok(vm),
-            Err(problems) => compile_guarded(source, "null").map_err(|_| problems),
-        }
+        compile_coalescing(source)
     }
 
     pub fn compile_program(source: &str) -> Result<Self, Vec<Diagnostic>> {
@@ -64,24 +73,39 @@ impl Vm {
 
     /// Gives the paths it reads columns of the plan.
     pub fn bind(mut self, paths: &mut PathTable) -> Self {
+        let mut reads: Vec<OwnedValuePath> = Vec::new();
         for query in &self.program.info().target_queries {
-            match query.prefix {
-                PathPrefix::Event if query.path.is_root() => self.reads_all = true,
-                PathPrefix::Event => self.reads.push(paths.intern(&query.path)),
-                PathPrefix::Metadata => self.reads_metadata = true,
+            if query.prefix == PathPrefix::Event {
+                // An array cannot be put together from some of its elements: it is read whole.
+                let fields = query.path.segments.iter().take_while(|segment| segment.is_field());
+                reads.push(OwnedValuePath { segments: fields.cloned().collect() });
             }
         }
+        if reads.iter().any(OwnedValuePath::is_root) {
+            self.reads_all = true;
+            return self;
+        }
+        // In order, a path comes right before those that begin with it, and holds what they name.
+        reads.sort();
+        reads.dedup_by(|path, before| path.segments.starts_with(&before.segments));
+        self.reads = reads.iter().map(|path| paths.intern(path)).collect();
         self
     }
 
     pub fn reads(&self) -> Projection {
-        Projection::new(if self.reads_all { Vec::new() } else { self.reads.clone() })
+        Projection::new(self.reads.iter().cloned())
     }
 
     /// The path that `source` is, if it is nothing else.
-    pub fn as_path(&self, source: &str, paths: &mut PathTable) -> Option<FieldPath> {
+    pub fn as_path(source: &str, paths: &mut PathTable) -> Option<FieldPath> {
         let OwnedTargetPath { prefix, path } = parse_target_path(source.trim()).ok()?;
         (source.trim().starts_with('.') && prefix == PathPrefix::Event && !path.is_root()).then(|| paths.intern(&path))
+    }
+
+    /// Whether running it over a record may give no record.
+    pub fn can_fail(&self) -> bool {
+        let info = self.program.info();
+        info.fallible || info.abortable
     }
 
     /// The value of the expression for a row, over just the paths it reads.
@@ -100,31 +124,64 @@ impl Vm {
         self.resolve(batch, row, value).map(|(result, _)| result)
     }
 
-    /// Runs over the whole record and gives the record afterwards.
-    pub fn run(&self, batch: &Batch, row: u32) -> Result<Value, ProgramError> {
-        self.resolve(batch, row, batch.value(row).into_owned()).map(|(_, record)| record)
+    /// Runs over a record, of which `value` is all, and gives the record afterwards.
+    pub fn run(&self, batch: &Batch, row: u32, value: Value) -> Result<Value, ProgramError> {
+        self.resolve(batch, row, value).map(|(_, record)| record)
     }
 
     fn resolve(&self, batch: &Batch, row: u32, value: Value) -> Result<(Value, Value), ProgramError> {
+        if self.is_impure {
+            set_circumstances(&self.source, batch, row);
+        }
         let metadata = if self.reads_metadata { batch.metadata(row) } else { Value::Object(ObjectMap::new()) };
         let mut target = TargetValue { value, metadata, secrets: Secrets::new() };
         RUNTIME.with_borrow_mut(|runtime| {
-            let result = runtime.resolve(&mut target, &self.program, &UTC);
+            // Some functions of VRL break on text that is not UTF-8. A record must not stop the pipeline.
+            let result = catch_unwind(AssertUnwindSafe(|| runtime.resolve(&mut target, &self.program, &UTC)));
             runtime.clear();
             match result {
-                Ok(result) => Ok((result, target.value)),
-                Err(Terminate::Abort(error)) => Err(ProgramError::Aborted(error.to_string())),
-                Err(error) => Err(ProgramError::Failed(error.to_string())),
+                Ok(Ok(result)) => Ok((result, target.value)),
+                Ok(Err(Terminate::Abort(error))) => Err(ProgramError::Aborted(error.to_string())),
+                Ok(Err(error)) => Err(ProgramError::Failed(error.to_string())),
+                Err(_) => Err(ProgramError::Failed("a function broke on this record".to_owned())),
             }
         })
     }
 }
 
-/// Compiles an expression that can fail so that it then gives `instead`. Braces are for what ends in a comment, which
-/// parentheses, in which no line may end, cannot hold.
-fn compile_guarded(source: &str, instead: &str) -> Result<Vm, Vec<Diagnostic>> {
-    compile(&format!("({}) ?? {instead}", source.trim()), true)
-        .or_else(|_| compile(&format!("{{ {source}\n}} ?? {instead}"), true))
+/// How VRL's problems begin that say no more than that something can fail, or that `??` is used where nothing can.
+const FALLIBLE: [&str; 3] = [
+    "unhandled error",
+    "invalid argument type: this expression resolves to any",
+    "unnecessary error coalescing operation",
+];
+
+/// Compiles an expression that only reads; one that can fail as written becomes null where it does.
+fn compile_coalescing(source: &str) -> Result<Vm, Vec<Diagnostic>> {
+    let problems = match compile(source, true) {
+        Ok(vm) => return Ok(vm),
+        Err(problems) => problems,
+    };
+    let parsed = vrl::parser::parse(source);
+    if parsed.is_ok_and(|parsed| parsed.0.iter().any(|root| matches!(root.inner(), RootExpr::Error(_)))) {
+        return Err(problems);
+    }
+    // A line break ends a comment on the last line. One byte is put before the source, so that places can be told.
+    let wrapped = format!("{{{source}\n}} ?? null");
+    let mut within_source = match compile(&wrapped, true) {
+        Ok(vm) => return Ok(vm),
+        Err(problems) => problems,
+    };
+    // Together with other problems VRL also tells that things can fail, which is allowed for here.
+    let of_failing = |problem: &Diagnostic| FALLIBLE.iter().any(|fallible| problem.message.starts_with(fallible));
+    if !within_source.iter().all(of_failing) {
+        within_source.retain(|problem| !of_failing(problem));
+    }
+    for problem in &mut within_source {
+        let place = |at: usize| at.saturating_sub(1).min(source.len());
+        problem.within = place(problem.within.start)..place(problem.within.end);
+    }
+    Err(within_source)
 }
 
 fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
@@ -132,9 +189,14 @@ fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
     if is_read_only {
         config.set_read_only();
     }
-    let compiled = compile_with_external(source, &FUNCTIONS, &ExternalEnv::default(), config)
-        .map_err(|list| diagnostics(&list))?;
-    Ok(Vm { program: Arc::new(compiled.program), reads: Vec::new(), reads_all: false, reads_metadata: false })
+    let (compiled, is_impure) =
+        notice_impurity(|| compile_with_external(source, &FUNCTIONS, &ExternalEnv::default(), config));
+    let program = compiled.map_err(|list| diagnostics(&list))?.program;
+    let info = program.info();
+    let reads_metadata =
+        info.target_queries.iter().chain(&info.target_assignments).any(|path| path.prefix == PathPrefix::Metadata);
+    let (program, source) = (Arc::new(program), source.into());
+    Ok(Vm { program, source, reads: Vec::new(), reads_all: false, reads_metadata, is_impure })
 }
 
 fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {
@@ -143,11 +205,15 @@ fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {
         .map(|diagnostic| {
             let within = diagnostic.labels().first().map_or(0..0, |label| label.span.range());
             let labels: Vec<_> = diagnostic.labels().iter().map(|label| label.message.clone()).collect();
-            let message = match labels.is_empty() {
+            let message = match labels.is_empty() || labels == [diagnostic.message()] {
                 true => diagnostic.message().to_owned(),
                 false => format!("{}: {}", diagnostic.message(), labels.join(", ")),
             };
-            Diagnostic { within, message, help: None }
+            let help = diagnostic.notes().iter().find_map(|note| match note {
+                Note::Hint(hint) => Some(hint.clone()),
+                _ => None,
+            });
+            Diagnostic { within, message, help }
         })
         .collect()
 }
