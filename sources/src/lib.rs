@@ -1,6 +1,8 @@
 //! Where records come from, and how their bytes become fields.
 
-pub mod codec;
+mod codec;
 mod framing;
 #[cfg(test)]
 mod conformance;
+
+pub use self::codec::CODECS;
