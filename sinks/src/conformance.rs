@@ -163,6 +163,11 @@ impl Running {
     /// Nothing follows; waits until the sink has finished. Gives what it needs to go on.
     pub(crate) async fn end(self) -> Result<SinkState, SinkError> {
         self.input.send(Queued::free(SinkInput::End)).await.expect("the sink runs");
+        self.finished().await
+    }
+
+    /// Waits until the sink has ended by itself.
+    pub(crate) async fn finished(self) -> Result<SinkState, SinkError> {
         tokio::time::timeout(PATIENCE, self.task).await.expect("a sink ends").expect("a sink does not panic")
     }
 
