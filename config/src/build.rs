@@ -67,7 +67,8 @@ fn context<'a>(plan: &Plan, component: ComponentId, paths: &'a mut PathTable, fo
 
 fn intake(source: &PlannedSource, paths: &mut PathTable) -> IntakeOptions {
     let codec = source.codec.build();
-    let default = || codec.timestamp_path().map(|path| TimestampOptions { path: Some(path), ..TimestampOptions::default() });
+    let default =
+        || codec.timestamp_path().map(|path| TimestampOptions { path: Some(path), ..TimestampOptions::default() });
     let timestamp = source.timestamp.clone().or_else(default).and_then(|options| {
         let path = paths.intern(options.path.as_ref()?);
         Some((options, path))

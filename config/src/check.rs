@@ -8,8 +8,8 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Problem, Type};
-use crate::graph::{self, Graph, Kind, Vertex};
-use crate::options::{DaemonOptions, SinkOptions, SourceOptions, WhenFull};
+use crate::graph::{self, Graph, Inputs, Kind, Vertex};
+use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
 use crate::plan::{Place as PlanPlace, Plan, PlannedOperator, PlannedSink, PlannedSource, Test};
 use crate::report::{Found, Report, Secrets, Sources};
 use crate::shape::{Shape, Walk, list, nearest};
@@ -384,7 +384,7 @@ impl<'a> Checker<'a> {
                 }
                 Draft::Operator(draft) => {
                     let (type_name, options) = draft.expect("there are no problems, so it was read");
-                    let inputs = vertex.inputs.map_or(0, |inputs| inputs.len());
+                    let inputs = vertex.inputs.names.len();
                     plan.operators.push(PlannedOperator { name, type_name, options, inputs, place, folder });
                 }
                 Draft::Sink(draft) => {
@@ -402,8 +402,8 @@ impl<'a> Checker<'a> {
         let mut node = Node { place, value: Value::Table(table) };
         let shape = Shape::of(DaemonOptions::json_schema);
         self.examine(&shape, &mut node, &[], "daemon");
-        let mut options = self.parse(&node, &shape, "daemon", |value| DaemonOptions::deserialize(value))?;
-        self.told(options.problems(), &node);
+        let read = |value: ValueDeserializer<'_>| DaemonOptions::deserialize(value);
+        let mut options = self.parse(&node, &shape, "daemon", read, DaemonOptions::problems)?;
         if let (Some(data_dir), Some(place)) = (&mut options.data_dir, node.get("data_dir").map(|node| &node.place)) {
             *data_dir = self.folder(place.start).join(&*data_dir);
         }
@@ -413,7 +413,7 @@ impl<'a> Checker<'a> {
     fn component(&mut self, component: Component<'a>) -> (Vertex, Draft) {
         let Component { kind, key, mut node } = component;
         let inputs = match kind {
-            Kind::Source => Some(Vec::new()),
+            Kind::Source => Inputs { are_known: true, ..Inputs::default() },
             Kind::Operator | Kind::Sink => self.inputs(&key, kind, &mut node),
         };
         let mut vertex = Vertex { name: key.name.clone(), kind, place: node.place.clone(), ports: None, inputs };
@@ -424,23 +424,17 @@ impl<'a> Checker<'a> {
                 Draft::Source(self.source(&key, node).map(Box::new))
             }
             Kind::Operator => {
-                let found = self.typed(&key, &mut node, kind, self.catalog.operators, &["inputs"]);
-                let options = found.and_then(|found| Some((found.0, found.1?)));
-                if let Some((_, options)) = &options {
-                    self.told(options.problems(), &node);
-                    vertex.ports = Some(options.ports());
-                }
+                let types = self.catalog.operators;
+                let options = self.typed(&key, &mut node, kind, types, &["inputs"], |options| options.problems());
+                vertex.ports = options.as_ref().map(|(_, options)| options.ports());
                 Draft::Operator(options)
             }
             Kind::Sink => {
                 vertex.ports = rejected();
                 let common = split(&mut node, &["buffer"]);
-                let found = self.typed(&key, &mut node, kind, self.catalog.sinks, &["inputs", "buffer"]);
+                let (types, further) = (self.catalog.sinks, ["inputs", "buffer"]);
+                let options = self.typed(&key, &mut node, kind, types, &further, |options| options.problems());
                 let common = self.sink_options(&key, common);
-                let options = found.and_then(|found| Some((found.0, found.1?)));
-                if let Some((_, options)) = &options {
-                    self.told(options.problems(), &node);
-                }
                 Draft::Sink(options.zip(common).map(|((name, options), common)| (name, options, common)))
             }
         };
@@ -453,27 +447,19 @@ impl<'a> Checker<'a> {
         let mut common = split(&mut node, &names);
         let codec = node.take("codec");
         let further: Vec<&str> = names.iter().copied().chain(["codec"]).collect();
-        let found = self.typed(key, &mut node, Kind::Source, self.catalog.sources, &further);
+        let types = self.catalog.sources;
+        let options = self.typed(key, &mut node, Kind::Source, types, &further, |options| options.problems());
         self.examine(&shape, &mut common, &[], &key.name);
-        let common_options = self.parse(&common, &shape, &key.name, |value| SourceOptions::deserialize(value));
-        let checked = common_options.map(|options| {
-            let mut problems = Vec::new();
-            let records = options.records(&mut problems);
-            let timestamp = options.timestamp.as_ref().and_then(|timestamp| timestamp.check(&mut problems));
-            self.told(problems, &common);
-            (options, records, timestamp)
-        });
-        let options = found.and_then(|found| Some((found.0, found.1?)));
-        if let Some((_, options)) = &options {
-            self.told(options.problems(), &node);
-        }
+        let read = |value: ValueDeserializer<'_>| SourceOptions::deserialize(value);
+        let common = self.parse(&common, &shape, &key.name, read, |options| options.check().0);
         let codec = match (codec, &options) {
             (Some((codec_key, codec)), _) => self.codec(&codec_key, codec),
             (None, Some((_, options))) => self.codec(key, Node::text(options.default_codec(), node.place.clone())),
             (None, None) => None,
         };
         let ((type_name, options), (codec_name, codec)) = (options?, codec?);
-        let (common, records, timestamp) = checked?;
+        let common = common?;
+        let (_, records, timestamp) = common.check();
         Some(DraftSource { type_name, options, codec_name, codec, common, timestamp, records })
     }
 
@@ -500,36 +486,24 @@ impl<'a> Checker<'a> {
         };
         let shape = Shape::of(found.schema);
         self.examine(&shape, &mut node, &["type"], found.name);
-        let codec = self.parse(&node, &shape, found.name, found.parse)?;
-        self.told(codec.problems(), &node);
+        let codec = self.parse(&node, &shape, found.name, found.parse, |codec| codec.problems())?;
         Some((found.name, codec))
     }
 
     fn sink_options(&mut self, key: &Key, mut common: Node<'a>) -> Option<SinkOptions> {
         let shape = Shape::of(SinkOptions::json_schema);
         self.examine(&shape, &mut common, &[], &key.name);
-        let options = self.parse(&common, &shape, &key.name, |value| SinkOptions::deserialize(value))?;
-        let mut problems = Vec::new();
-        if options.buffer.when_full == WhenFull::Spill {
-            problems.push(
-                Problem::new("buffer.when_full", "\"spill\" is not supported yet")
-                    .help("write \"block\" (nothing is lost) or \"drop_newest\""),
-            );
-        }
-        if options.buffer.max.0 == 0 {
-            problems.push(Problem::new("buffer.max", "a buffer of nothing").help("the default is \"64MiB\""));
-        }
-        self.told(problems, &common);
-        Some(options)
+        self.parse(&common, &shape, &key.name, |value| SinkOptions::deserialize(value), SinkOptions::problems)
     }
 
-    /// Takes `inputs` out of a component's table. `None` if nobody can tell them.
-    fn inputs(&mut self, key: &Key, kind: Kind, node: &mut Node<'a>) -> Option<Vec<(String, Place)>> {
+    /// Takes `inputs` out of a component's table.
+    fn inputs(&mut self, key: &Key, kind: Kind, node: &mut Node<'a>) -> Inputs {
         let help = "name the sources or operators it reads: `inputs = [\"NAME\"]`";
+        let mut named = Inputs::default();
         let Some((_, inputs)) = node.take("inputs") else {
             let message = format!("the {} `{}` has no `inputs`", kind.noun(), key.name);
             self.problems.push(Found::new(&node.place, message).help(help));
-            return None;
+            return named;
         };
         let Value::List(values) = &inputs.value else {
             let help = match inputs.as_text() {
@@ -538,21 +512,24 @@ impl<'a> Checker<'a> {
             };
             let message = format!("`inputs` is a list of names, not {}", inputs.kind());
             self.problems.push(Found::new(&inputs.place, message).help(help));
-            return None;
+            return named;
         };
-        let mut named = Vec::new();
-        let mut is_known = true;
+        if values.is_empty() {
+            let message = format!("the {} `{}` has no inputs", kind.noun(), key.name);
+            self.problems.push(Found::new(&inputs.place, message).help(help));
+        }
+        named.are_known = true;
         for value in values {
             match value.as_text() {
-                Some(name) => named.push((name.to_owned(), value.place.clone())),
+                Some(name) => named.names.push((name.to_owned(), value.place.clone())),
                 None => {
                     let message = format!("`inputs` is a list of names; this is {}", value.kind());
                     self.problems.push(Found::new(&value.place, message).help(help));
-                    is_known = false;
+                    named.are_known = false;
                 }
             }
         }
-        is_known.then_some(named)
+        named
     }
 
     /// Takes `type` out of a table.
@@ -590,8 +567,6 @@ impl<'a> Checker<'a> {
     }
 
     /// Reads a component's own options; `further` are the names of others that it has.
-    /// `None` if the type is not known; an inner `None` if the options are wrong.
-    #[expect(clippy::type_complexity, reason = "the name of the type, and its options if they are right")]
     fn typed<C: ?Sized>(
         &mut self,
         key: &Key,
@@ -599,7 +574,8 @@ impl<'a> Checker<'a> {
         kind: Kind,
         types: &'static [Type<C>],
         further: &[&str],
-    ) -> Option<(&'static str, Option<Box<C>>)> {
+        problems: impl Fn(&C) -> Vec<Problem>,
+    ) -> Option<(&'static str, Box<C>)> {
         let known = names(types);
         let place = node.get("type").map_or(node.place.clone(), |name| name.place.clone());
         let name = self.type_name(key, node, kind.noun(), &format!("`{}` ", key.name), &known)?;
@@ -611,7 +587,7 @@ impl<'a> Checker<'a> {
         let shape = Shape::of(found.schema);
         let further: Vec<&str> = further.iter().copied().chain(["type"]).collect();
         self.examine(&shape, node, &further, found.name);
-        Some((found.name, self.parse(node, &shape, &key.name, found.parse)))
+        Some((found.name, self.parse(node, &shape, &key.name, found.parse, |options| problems(options))?))
     }
 
     fn examine(&mut self, shape: &Shape, node: &mut Node<'a>, further: &[&str], what: &str) {
@@ -620,20 +596,29 @@ impl<'a> Checker<'a> {
         shape.examine(node, further, what, &mut Walk { all, problems, secrets, secret_names });
     }
 
-    /// Reads options from a table. Reading stops at the first problem, so what is wrong is taken out and the rest read
-    /// again, until all is told.
+    /// Reads options from a table and has them checked. Reading stops at the first problem, so what is wrong is taken out
+    /// and the rest read again, until all is told.
     fn parse<T>(
         &mut self,
         node: &Node<'a>,
         shape: &Shape,
         what: &str,
         parse: impl Fn(ValueDeserializer<'_>) -> Result<T, toml::de::Error>,
+        problems: impl Fn(&T) -> Vec<Problem>,
     ) -> Option<T> {
         let mut node = node.clone();
         let mut removed: Vec<String> = Vec::new();
         loop {
             let error = match parse(node.deserializer()) {
-                Ok(options) => return removed.is_empty().then_some(options),
+                Ok(options) => {
+                    let mut problems = problems(&options);
+                    // What was taken out has its default now, and what is said of that means nothing.
+                    problems.retain(|problem| {
+                        removed.is_empty() || removed.iter().all(|name| !problem.option.starts_with(name.as_str()))
+                    });
+                    self.told(problems, &node);
+                    return removed.is_empty().then_some(options);
+                }
                 Err(error) => error,
             };
             let place = error.span().unwrap_or_else(|| node.place.clone());
@@ -693,7 +678,7 @@ impl<'a> Checker<'a> {
                 continue;
             }
             self.examine(&shape, &mut node, &[], "tests");
-            let options = self.parse(&node, &shape, "tests", |value| TestOptions::deserialize(value));
+            let options = self.parse(&node, &shape, "tests", |value| TestOptions::deserialize(value), |_| Vec::new());
             // Where components are missing because their file could not be read, names cannot be checked.
             let Some(options) = options.filter(|_| !self.is_partial) else { continue };
             let mut problems = Vec::new();
@@ -788,6 +773,9 @@ fn in_words(message: &str) -> (String, Option<String>) {
         };
         return (format!("{found:?} is not one of the values it can have"), Some(help));
     }
+    if message.starts_with("wanted exactly 1 element") {
+        return ("exactly one of the forms of the option must be given".to_owned(), None);
+    }
     if message.starts_with("data did not match any variant") {
         return ("this is none of the forms that the option has".to_owned(), Some("see `tocsin help TYPE`".to_owned()));
     }
@@ -825,3 +813,6 @@ fn found_words(found: &str) -> String {
         _ => found.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,8 +43,16 @@ pub(crate) struct Vertex {
     pub(crate) place: Place,
     /// The outputs beside its own name; `None` where its options are wrong, so that nobody knows.
     pub(crate) ports: Option<Vec<String>>,
-    /// `None` where they could not be read, so that nobody knows. Sources have none.
-    pub(crate) inputs: Option<Vec<(String, Place)>>,
+    /// Sources have none.
+    pub(crate) inputs: Inputs,
+}
+
+/// What a component names as its inputs.
+#[derive(Debug, Default)]
+pub(crate) struct Inputs {
+    pub(crate) names: Vec<(String, Place)>,
+    /// Whether these are all; not where they could not be read.
+    pub(crate) are_known: bool,
 }
 
 /// A graph without problems, or as much of it as can be told.
@@ -72,7 +80,7 @@ pub(crate) fn resolve(vertices: &[Vertex], is_partial: bool, problems: &mut Vec<
     for reader in 0..vertices.len() {
         resolver.read(reader);
     }
-    if !is_partial && vertices.iter().all(|vertex| vertex.inputs.is_some()) {
+    if !is_partial && vertices.iter().all(|vertex| vertex.inputs.are_known) {
         resolver.unread();
     }
     resolver.circles();
@@ -104,14 +112,7 @@ impl Resolver<'_> {
     fn read(&mut self, reader: usize) {
         let vertices = self.vertices;
         let vertex = &vertices[reader];
-        let Some(inputs) = vertex.inputs.as_ref().filter(|_| vertex.kind != Kind::Source) else { return };
-        if inputs.is_empty() {
-            let message = format!("the {} `{}` has no inputs", vertex.kind.noun(), vertex.name);
-            self.problems.push(
-                Found::new(&vertex.place, message)
-                    .help("name the sources or operators it reads: `inputs = [\"NAME\"]`"),
-            );
-        }
+        let inputs = &vertex.inputs.names;
         for (input, (text, place)) in inputs.iter().enumerate() {
             if let Some((_, first)) = inputs[..input].iter().find(|(other, _)| other == text) {
                 self.problems
@@ -278,7 +279,7 @@ impl Resolver<'_> {
                             path[from..].iter().map(|(at, _)| self.vertices[*at].name.as_str()).collect();
                         names.push(&self.vertices[to].name);
                         let vertex = &self.vertices[to];
-                        let place = vertex.inputs.as_ref().and_then(|inputs| inputs.get(input));
+                        let place = vertex.inputs.names.get(input);
                         let place = place.map_or(&vertex.place, |(_, place)| place);
                         let help = "a record would go round for ever: take one of these inputs away";
                         self.problems.push(

@@ -6,6 +6,8 @@
 pub mod build;
 mod check;
 pub mod component;
+#[cfg(test)]
+mod fakes;
 mod graph;
 mod load;
 pub mod options;

@@ -57,3 +57,36 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>, Report> {
     files.sort();
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_stands_for_its_files_by_name_and_every_path_that_fails_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["b.toml", "a.toml", "notes.txt", ".hidden.toml"] {
+            std::fs::write(at(name), name).unwrap();
+        }
+        std::fs::write(at("latin.toml.txt"), [b'a', 0xe9]).unwrap();
+        std::fs::create_dir(at("empty")).unwrap();
+        let names = |files: Vec<SourceFile>| files.into_iter().map(|file| file.text).collect::<Vec<_>>();
+        assert_eq!(names(load(&[at("notes.txt"), at("")]).unwrap()), ["notes.txt", "a.toml", "b.toml"]);
+        assert_eq!(names(load(&[at("b.toml"), at(""), at("a.toml")]).unwrap()), ["b.toml", "a.toml"]);
+        let report = load(&[at("gone"), at("a.toml"), at("empty"), at("latin.toml.txt")]).unwrap_err();
+        let text = report.render(false).replace(&folder.path().display().to_string(), "FOLDER");
+        expect![[r#"
+            FOLDER/gone: error: no such file
+
+            FOLDER/empty: error: there is no configuration in this folder
+            help: a folder stands for the files in it whose names end in `.toml`
+
+            FOLDER/latin.toml.txt: error: not UTF-8 from byte 1 on
+
+            3 problems
+        "#]].assert_eq(&text);
+    }
+}

@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
-use tocsin_pipeline::timestamp::TimestampFormat;
+use tocsin_pipeline::timestamp::{TimestampFormat, TimestampOptions as Timestamps};
 
 use crate::component::Problem;
 use crate::types::{ByteSize, Duration};
@@ -35,7 +35,7 @@ pub struct DaemonOptions {
     /// How often a checkpoint is taken: what must be read again after a crash is at most about this much.
     #[serde(default = "one_second")]
     pub checkpoint_interval: Duration,
-    /// How many threads work on records. Results do not depend on it. Default: one per core.
+    /// How many threads work on records. Results do not depend on it. At most 1024. Default: one per core.
     pub threads: Option<NonZeroUsize>,
     /// How much memory the records that are on their way may take, all edges together. A full edge makes its writer wait.
     #[serde(default = "memory")]
@@ -100,6 +100,11 @@ impl DaemonOptions {
             problems.push(
                 Problem::new("checkpoint_interval", "checkpoints cannot be taken that often")
                     .help("write at least \"10ms\"; the default is \"1s\""),
+            );
+        }
+        if self.threads.is_some_and(|threads| threads.get() > 1024) {
+            problems.push(
+                Problem::new("threads", "too many threads").help("write at most 1024; the default is one per core"),
             );
         }
         if self.memory.0 < 4 << 20 {
@@ -251,7 +256,7 @@ pub enum WhenFull {
 
 impl TimestampOptions {
     /// Checks what types cannot. Paths of problems begin at the table of the timestamp.
-    pub(crate) fn check(&self, problems: &mut Vec<Problem>) -> Option<tocsin_pipeline::timestamp::TimestampOptions> {
+    fn check(&self, problems: &mut Vec<Problem>) -> Option<Timestamps> {
         let found = problems.len();
         let path = vrl::path::parse_value_path(&self.field).ok().filter(|path| !path.segments.is_empty());
         if path.is_none() {
@@ -277,13 +282,36 @@ impl TimestampOptions {
             );
         }
         let timezone = timezone.and_then(Result::ok).unwrap_or(Tz::UTC);
-        (problems.len() == found).then_some(tocsin_pipeline::timestamp::TimestampOptions { path, format, timezone })
+        (problems.len() == found).then_some(Timestamps { path, format, timezone })
+    }
+}
+
+impl SinkOptions {
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.buffer.when_full == WhenFull::Spill {
+            problems.push(
+                Problem::new("buffer.when_full", "\"spill\" is not supported yet")
+                    .help("write \"block\" (nothing is lost) or \"drop_newest\""),
+            );
+        }
+        if self.buffer.max.0 == 0 {
+            problems.push(Problem::new("buffer.max", "a buffer of nothing").help("the default is \"64MiB\""));
+        }
+        problems
     }
 }
 
 impl SourceOptions {
-    /// Checks what types cannot, and gives what a running source is told of records.
-    pub(crate) fn records(&self, problems: &mut Vec<Problem>) -> RecordOptions {
+    /// Checks what types cannot, and gives what the engine and a running source are told of records.
+    pub(crate) fn check(&self) -> (Vec<Problem>, RecordOptions, Option<Timestamps>) {
+        let mut problems = Vec::new();
+        let records = self.records(&mut problems);
+        let timestamp = self.timestamp.as_ref().and_then(|timestamp| timestamp.check(&mut problems));
+        (problems, records, timestamp)
+    }
+
+    fn records(&self, problems: &mut Vec<Problem>) -> RecordOptions {
         // A block holds at least one record, and blocks stay well below the 4 GiB that spans can address.
         const MOST: u64 = 256 << 20;
         if self.max_record_bytes.0 == 0 || self.max_record_bytes.0 > MOST {

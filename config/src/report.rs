@@ -244,7 +244,9 @@ impl Sources {
 
     /// The line of a place, its secrets hidden, cut to what can be read.
     fn excerpt(&self, place: &Range<usize>, secrets: &Secrets) -> Excerpt {
-        let Some((name, file)) = self.file(place.start) else { return Excerpt::default() };
+        let Some((name, file)) = self.file(place.start) else {
+            return Excerpt { file: "configuration".to_owned(), ..Excerpt::default() };
+        };
         let start = place.start.min(file.end);
         let end = place.end.clamp(start, file.end);
         let line_start = self.all[file.start..start].rfind('\n').map_or(file.start, |at| file.start + at + 1);

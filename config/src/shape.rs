@@ -129,26 +129,26 @@ impl Shape {
                 }
                 known.sort_unstable();
                 known.dedup();
+                let mut names: Vec<String> = table.iter().map(|(key, _)| key.name.clone()).collect();
                 table.retain_mut(|(key, value)| {
                     if further.contains(&key.name.as_str()) {
                         return true;
                     }
-                    let below: Vec<&Json> = leaves
-                        .iter()
-                        .filter_map(|leaf| {
-                            let named = leaf.get("properties").and_then(|properties| properties.get(&key.name));
-                            named.or_else(|| leaf.get("additionalProperties").filter(|any| any.is_object()))
-                        })
-                        .collect();
+                    let mut below = below(&leaves, &key.name);
+                    if below.is_empty() && !is_open {
+                        let meant = walk.unknown(&key.name, &key.place, value, &known, what);
+                        // As if it were written right, so that its value is checked and nobody misses it.
+                        match meant.filter(|meant| names.iter().all(|name| name != meant)) {
+                            Some(meant) => key.name = meant.to_owned(),
+                            None => return false,
+                        }
+                        names.push(key.name.clone());
+                        below = self::below(&leaves, &key.name);
+                    }
                     if !below.is_empty() {
                         self.visit(value, below, &[], &key.name, walk, depth + 1);
-                        return true;
                     }
-                    if is_open {
-                        return true;
-                    }
-                    walk.unknown(&key.name, &key.place, value, &known, what);
-                    false
+                    true
                 });
             }
             Value::List(values) => {
@@ -188,6 +188,15 @@ impl Shape {
         }
         leaves
     }
+}
+
+/// What tables of these schemas accept under a key.
+fn below<'a>(leaves: &[&'a Json], name: &str) -> Vec<&'a Json> {
+    let named = |leaf: &&'a Json| -> Option<&'a Json> {
+        let named = leaf.get("properties").and_then(|properties| properties.get(name));
+        named.or_else(|| leaf.get("additionalProperties").filter(|any| any.is_object()))
+    };
+    leaves.iter().filter_map(named).collect()
 }
 
 fn is_secret(schema: &Json) -> bool {
@@ -238,7 +247,15 @@ impl Walk<'_> {
         }
     }
 
-    fn unknown(&mut self, name: &str, place: &Place, value: &Node<'_>, known: &[&str], what: &str) {
+    /// Tells of a key that nothing knows, and gives the one that was probably meant.
+    fn unknown<'k>(
+        &mut self,
+        name: &str,
+        place: &Place,
+        value: &Node<'_>,
+        known: &[&'k str],
+        what: &str,
+    ) -> Option<&'k str> {
         let meant = nearest(name, known.iter().copied());
         if self.secret_names.iter().any(|secret| secret == name || meant == Some(secret)) {
             self.secret(value);
@@ -249,6 +266,7 @@ impl Walk<'_> {
             None => format!("it has {}", list(known.iter().copied())),
         };
         self.problems.push(Found::new(place, format!("`{what}` has no option `{name}`")).help(help));
+        meant
     }
 }
 

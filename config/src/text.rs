@@ -22,6 +22,9 @@ impl Literal {
             [b'\'', ..] if literal.len() >= 2 => (1, false),
             _ => return None,
         };
+        if !literal.ends_with(&literal[..quote]) {
+            return None;
+        }
         let mut reader =
             Reader { literal, at: quote, end: literal.len() - quote, text: String::new(), starts: Vec::new() };
         if quote == 3 {
