@@ -87,6 +87,7 @@ mod tests {
             FOLDER/latin.toml.txt: error: not UTF-8 from byte 1 on
 
             3 problems
-        "#]].assert_eq(&text);
+        "#]]
+        .assert_eq(&text);
     }
 }

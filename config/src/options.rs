@@ -8,7 +8,7 @@ use std::time;
 
 use chrono_tz::Tz;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
 use tocsin_pipeline::timestamp::{TimestampFormat, TimestampOptions as Timestamps};
 
@@ -50,7 +50,7 @@ pub struct DaemonOptions {
 }
 
 /// How much the daemon tells of itself; each level includes those before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// Only what stopped something.
@@ -191,7 +191,7 @@ pub enum MultilineModeOption {
 }
 
 /// What becomes of a record that is too long.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TooLongOption {
     /// It becomes a dead letter that holds its head.
@@ -202,7 +202,7 @@ pub enum TooLongOption {
 }
 
 /// What becomes of a record that the codec cannot read. Counted in either case.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDecodeError {
     /// It becomes a dead letter at `NAME.rejected`.
@@ -224,7 +224,7 @@ pub struct SinkOptions {
 }
 
 /// How many bytes may wait for a sink, and what happens then.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BufferOptions {
     /// How many bytes of records may wait.
@@ -242,7 +242,7 @@ impl Default for BufferOptions {
 }
 
 /// What happens when a sink's buffer is full.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
     /// Whoever writes to the sink waits, back to the source. Nothing is lost.

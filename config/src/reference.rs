@@ -98,10 +98,10 @@ fn common(noun: &str) -> Option<String> {
         "source" => Some(format!(
             "{}- **`codec`** (text or table): how the bytes of a record become fields, such as `\"json\"`, or `{{ type = \
              \"csv\", … }}` with the codec's options. Default: that of the source, mostly `\"text\"`.\n",
-            body(SourceOptions::json_schema, "####")
+            body(SourceOptions::json_schema, "")
         )),
         "operator" => Some(format!("Every operator has these options besides its own.\n\n{inputs}")),
-        "sink" => Some(format!("{}{inputs}", body(SinkOptions::json_schema, "####"))),
+        "sink" => Some(format!("{}{inputs}", body(SinkOptions::json_schema, ""))),
         "codec" => Some(
             "A codec is named by the option `codec` of a source: `codec = \"json\"`, or with options `codec = { type = \"csv\", \
              … }`.\n"
@@ -111,7 +111,7 @@ fn common(noun: &str) -> Option<String> {
     }
 }
 
-/// The description of a table and its options.
+/// The description of a table and its options, below a heading of this level if one is given.
 fn body(schema: SchemaOf, heading: &str) -> String {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
     let schema = schema(&mut generator).to_value();
@@ -121,11 +121,11 @@ fn body(schema: SchemaOf, heading: &str) -> String {
         let _ = write!(text, "{}\n\n", description.trim());
     }
     let mut options = String::new();
-    writer.options(&schema, 0, &mut options);
-    if !options.is_empty() {
-        let _ = write!(text, "{heading} Options\n\n{options}");
+    writer.options(&schema, false, 0, &mut options);
+    if !options.is_empty() && !heading.is_empty() {
+        let _ = write!(text, "{heading} Options\n\n");
     }
-    text
+    text + &options
 }
 
 fn description(schema: &Json) -> Option<&str> {
@@ -140,8 +140,9 @@ struct Writer {
 const DEPTH_MAX: usize = 4;
 
 impl Writer {
-    /// A list of the options of a table: those that are needed first, then by name.
-    fn options(&self, schema: &Json, depth: usize, text: &mut String) {
+    /// A list of the options of a table: those that are needed first, then by name. Where the table is one of several that
+    /// are possible, none of its options is needed in itself.
+    fn options(&self, schema: &Json, is_alternative: bool, depth: usize, text: &mut String) {
         let schema = self.resolve(schema);
         let required: Vec<&str> =
             schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str).collect();
@@ -149,12 +150,13 @@ impl Writer {
         let mut properties: Vec<_> = properties.into_iter().flatten().collect();
         properties.sort_by_key(|(name, _)| (!required.contains(&name.as_str()), *name));
         for (name, property) in properties {
-            self.option(name, property, required.contains(&name.as_str()), depth, text);
+            let is_required = required.contains(&name.as_str()) && !is_alternative;
+            self.option(name, property, is_required, depth, text);
         }
         // Tables whose options are alternatives, at the same level.
         for word in ["oneOf", "anyOf", "allOf"] {
             for alternative in schema.get(word).and_then(Json::as_array).into_iter().flatten() {
-                self.options(alternative, depth, text);
+                self.options(alternative, word != "allOf", depth, text);
             }
         }
     }
@@ -173,7 +175,7 @@ impl Writer {
         let colon = if told.is_empty() { "" } else { ": " };
         let _ = writeln!(text, "{indent}- **`{name}`** ({}){colon}{told}", facts.join(", "));
         if depth < DEPTH_MAX {
-            self.inside(property, depth + 1, text);
+            self.inside(property, false, depth + 1, text);
         }
     }
 
@@ -187,7 +189,7 @@ impl Writer {
     }
 
     /// What an option consists of: the words it can be, the options of its table.
-    fn inside(&self, schema: &Json, depth: usize, text: &mut String) {
+    fn inside(&self, schema: &Json, is_alternative: bool, depth: usize, text: &mut String) {
         let schema = self.resolve(schema);
         let indent = "  ".repeat(depth);
         if let (Some(word), Some(told)) = (schema.get("const"), description(schema)) {
@@ -196,19 +198,19 @@ impl Writer {
             return;
         }
         if schema.get("properties").is_some() {
-            self.options(schema, depth, text);
+            self.options(schema, is_alternative, depth, text);
             return;
         }
         for word in ["oneOf", "anyOf", "allOf"] {
             for alternative in schema.get(word).and_then(Json::as_array).into_iter().flatten() {
                 if depth < DEPTH_MAX {
-                    self.inside(alternative, depth, text);
+                    self.inside(alternative, word != "allOf", depth, text);
                 }
             }
         }
         for word in ["items", "additionalProperties"] {
             if let Some(below) = schema.get(word).filter(|below| below.is_object()) {
-                self.inside(below, depth, text);
+                self.inside(below, false, depth, text);
             }
         }
     }
@@ -218,6 +220,7 @@ impl Writer {
         if depth > DEPTH_MAX {
             return "any".to_owned();
         }
+        let schema = present(schema);
         if let Some(name) = schema.get("$ref").and_then(Json::as_str).and_then(|name| name.rsplit('/').next()) {
             match name {
                 "Duration" => return "length of time".to_owned(),
@@ -278,14 +281,16 @@ impl Writer {
                 None => break,
             }
         }
-        // An option that may be left out is its own schema or null.
-        let alternatives = schema.get("anyOf").and_then(Json::as_array);
-        match alternatives.map(Vec::as_slice) {
-            Some([only, null]) if null.get("type").is_some_and(|kind| kind == "null") && only.get("$ref").is_some() => {
-                self.resolve(only)
-            }
-            _ => schema,
-        }
+        let present = present(schema);
+        if std::ptr::eq(present, schema) { schema } else { self.resolve(present) }
+    }
+}
+
+/// Of an option that may be left out, which is its own schema or null, its own.
+fn present(schema: &Json) -> &Json {
+    match schema.get("anyOf").and_then(Json::as_array).map(Vec::as_slice) {
+        Some([only, null]) if null.get("type").is_some_and(|kind| kind == "null") => only,
+        _ => schema,
     }
 }
 
@@ -319,11 +324,11 @@ mod tests {
             ## Options
 
             - **`shape`** (table, required): The kind of window.
-              - **`tumbling`** (length of time, required): A length of time: `"500ms"`, `"10s"`, `"5m"`, `"1h30m"`, `"7d"`.
-              - **`hopping`** (table, required)
+              - **`tumbling`** (length of time): A length of time: `"500ms"`, `"10s"`, `"5m"`, `"1h30m"`, `"7d"`.
+              - **`hopping`** (table)
                 - **`every`** (length of time, required): How far they are apart.
                 - **`size`** (length of time, required): The length of each.
-            - **`state_max`** (text): How much state is kept.
+            - **`state_max`** (size): How much state is kept.
 
             ## Options of every operator
 
@@ -340,7 +345,7 @@ mod tests {
 
             - **`smtp`** (text, required): The server.
             - **`headers`** (table of secret text, default `{}`): Further headers.
-            - **`password`** (text): Who logs in.
+            - **`password`** (secret text): Who logs in.
 
             ## Options of every sink
 
@@ -348,11 +353,9 @@ mod tests {
 
             Every sink has the output `NAME.rejected`: records refused for good, as dead letters.
 
-            #### Options
-
             - **`buffer`** (table): How many bytes may wait for the sink, and what happens then.
               - **`max`** (size, default `"64MiB"`): How many bytes of records may wait.
-              - **`when_full`** (`"block"` or `"drop_newest"` or `"spill"`): What happens when they do.
+              - **`when_full`** (`"block"` or `"drop_newest"` or `"spill"`, default `"block"`): What happens when they do.
                 - `"block"`: Whoever writes to the sink waits, back to the source. Nothing is lost.
                 - `"drop_newest"`: New records are dropped, and counted: a dead sink does not hold up the others.
                 - `"spill"`: New records go to disk. Not supported yet.
@@ -379,8 +382,6 @@ mod tests {
 
             Every source has the output `NAME.rejected`: records that are too long or that the codec cannot read, as dead letters.
 
-            #### Options
-
             - **`idle_timeout`** (length of time, default `"10s"`): After how long without records a healthy partition stops holding others back: event time then follows the clock.
             - **`max_record_bytes`** (size, default `"1MiB"`): Longer records are cut off or rejected, as `too_long` says, and never buffered. At most `"256MiB"`.
             - **`multiline`** (table): Lines that belong together: stack traces, wrapped messages. Only for sources that read lines.
@@ -392,7 +393,7 @@ mod tests {
               - **`pattern`** (text, required): The regular expression that lines are tested with.
               - **`max_lines`** (whole number, default `1000`): A record is complete when it has so many lines. At least 1.
               - **`timeout`** (length of time, default `"1s"`): A record is complete when no further line has come for so long.
-            - **`on_decode_error`** (`"reject"` or `"drop"`): What becomes of a record that the codec cannot read.
+            - **`on_decode_error`** (`"reject"` or `"drop"`, default `"reject"`): What becomes of a record that the codec cannot read.
               - `"reject"`: It becomes a dead letter at `NAME.rejected`.
               - `"drop"`: It ends here.
             - **`out_of_order`** (length of time, default `"0s"`): How far an event's time may be behind the greatest seen so far in its partition without being late. Windows and
@@ -403,7 +404,7 @@ mod tests {
                 `"clf"` (that of access logs), `"syslog"` (without a year: the one that puts it nearest before the arrival), a strftime
                 pattern such as `"%d/%b/%Y:%H:%M:%S %z"`, or `"auto"`: what its shape says among `rfc3339`, `clf` and `syslog`.
               - **`timezone`** (text): The time zone of a pattern without `%z`: an IANA name such as `"Europe/Prague"`. Default: UTC.
-            - **`too_long`** (`"reject"` or `"truncate"`): What becomes of a record longer than `max_record_bytes`.
+            - **`too_long`** (`"reject"` or `"truncate"`, default `"reject"`): What becomes of a record longer than `max_record_bytes`.
               - `"reject"`: It becomes a dead letter that holds its head.
               - `"truncate"`: Its head goes on, the rest is left out.
             - **`codec`** (text or table): how the bytes of a record become fields, such as `"json"`, or `{ type = "csv", … }` with the codec's options. Default: that of the source, mostly `"text"`.
@@ -423,7 +424,6 @@ mod tests {
         let headings: Vec<&str> = reference.lines().filter(|line| line.starts_with("##")).collect();
         expect![[r#"
             ## Sources
-            #### Options
             ### `tail`
             #### Options
             ## Codecs
@@ -438,13 +438,13 @@ mod tests {
             ### `window`
             #### Options
             ## Sinks
-            #### Options
             ### `mail`
             #### Options
             ### `print`
             ## `daemon`
             ### Options
             ## `tests`
-            ### Options"#]].assert_eq(&headings.join("\n"));
+            ### Options"#]]
+        .assert_eq(&headings.join("\n"));
     }
 }

@@ -131,7 +131,11 @@ mod tests {
                   "additionalProperties": false,
                   "properties": {
                     "buffer": {
-                      "$ref": "#/$defs/BufferOptions"
+                      "$ref": "#/$defs/BufferOptions",
+                      "default": {
+                        "max": "64MiB",
+                        "when_full": "block"
+                      }
                     },
                     "headers": {
                       "additionalProperties": {
@@ -176,7 +180,11 @@ mod tests {
                   "additionalProperties": false,
                   "properties": {
                     "buffer": {
-                      "$ref": "#/$defs/BufferOptions"
+                      "$ref": "#/$defs/BufferOptions",
+                      "default": {
+                        "max": "64MiB",
+                        "when_full": "block"
+                      }
                     },
                     "inputs": {
                       "items": {
@@ -197,7 +205,8 @@ mod tests {
                   "type": "object"
                 }
               ]
-            }"##]].assert_eq(&serde_json::to_string_pretty(&section("sinks")).unwrap());
+            }"##]]
+        .assert_eq(&serde_json::to_string_pretty(&section("sinks")).unwrap());
         let source = &section("sources")["oneOf"][0];
         let options: Vec<&String> = source["properties"].as_object().unwrap().keys().collect();
         expect![[r#"["codec", "idle_timeout", "max_record_bytes", "multiline", "on_decode_error", "out_of_order", "paths", "poll_interval", "read_from", "timestamp", "too_long", "type"]"#]].assert_eq(&format!("{options:?}"));

@@ -1186,12 +1186,16 @@ fn places_count_characters_and_long_lines_are_cut() {
 
 #[test]
 fn no_files_are_no_configuration() {
-    check_all(&[], &[], expect![[r#"
+    check_all(
+        &[],
+        &[],
+        expect![[r#"
         configuration: error: the configuration has no source
         help: begin with a table `[sources.NAME]`
 
         1 problem
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
