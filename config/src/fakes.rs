@@ -67,7 +67,7 @@ impl SourceConfig for Tail {
     }
 
     fn build(&self, _: &mut BuildContext<'_>) -> Box<dyn Source> {
-        unimplemented!("never built")
+        unreachable!("never built")
     }
 }
 
@@ -286,7 +286,7 @@ impl SinkConfig for Mail {
     }
 
     fn build(&self, _: &mut BuildContext<'_>) -> Box<dyn Sink> {
-        unimplemented!("never built")
+        unreachable!("never built")
     }
 }
 
@@ -303,6 +303,6 @@ impl SinkConfig for Print {
     }
 
     fn build(&self, _: &mut BuildContext<'_>) -> Box<dyn Sink> {
-        unimplemented!("never built")
+        unreachable!("never built")
     }
 }
