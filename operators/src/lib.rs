@@ -2,12 +2,26 @@
 
 mod alert;
 mod dedupe;
+mod filter;
 mod key;
+mod remap;
+mod route;
+mod sample;
 #[cfg(test)]
 mod script;
+mod throttle;
 mod window;
 
 use tocsin_config::component::OperatorType;
 
 /// Every operator that a configuration can name.
-pub static OPERATORS: &[OperatorType] = &[OperatorType::of::<alert::Config>(), OperatorType::of::<dedupe::Config>(), OperatorType::of::<window::Config>()];
+pub static OPERATORS: &[OperatorType] = &[
+    OperatorType::of::<alert::Config>(),
+    OperatorType::of::<dedupe::Config>(),
+    OperatorType::of::<filter::Config>(),
+    OperatorType::of::<remap::Config>(),
+    OperatorType::of::<route::Config>(),
+    OperatorType::of::<sample::Config>(),
+    OperatorType::of::<throttle::Config>(),
+    OperatorType::of::<window::Config>(),
+];
