@@ -7,8 +7,10 @@ mod conformance;
 mod console;
 mod encoding;
 mod file;
+mod http;
 mod receipts;
 mod retry;
+mod socket;
 
 use tocsin_config::component::SinkType;
 
@@ -17,4 +19,6 @@ pub static SINKS: &[SinkType] = &[
     SinkType::of::<blackhole::Config>(),
     SinkType::of::<console::Config>(),
     SinkType::of::<file::Config>(),
+    SinkType::of::<http::Config>(),
+    SinkType::of::<socket::Config>(),
 ];

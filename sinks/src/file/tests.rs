@@ -252,7 +252,9 @@ impl Numbers {
 /// Writes 120 records with crashes in between, each time going on from the last checkpoint or the one before, and compares
 /// what stands in the files with what would without.
 async fn crash_now_and_then(options: &str, seed: u64) {
-    let (out, data) = folders();
+    // In memory where that is possible: it is about order, not about the disk, which would make it take minutes.
+    let folder = || tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (out, data) = (folder(), folder());
     let data_dir = || Some(data.path().to_owned());
     let mut numbers = Numbers(seed * 0x9e37_79b9 + 1);
     let record = |number: usize| format!(r#"{{"k":"{}","n":{number}}}"#, number * 7 % 5);
