@@ -1,0 +1,930 @@
+//! The loop of the `file` source: looks what is there, reads what is new, waits for changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tocsin_pipeline::source::{BLOCK_BYTES, Block, Framing, SourceContext, SourceError, SourceEvent};
+use tocsin_pipeline::time::{Timestamp, nanos};
+use tokio::runtime::Handle;
+
+use super::content::{self, Buffers, Content, Form};
+use super::find::{self, Matches, Pattern};
+use super::generation::{Generation, State, to_json};
+use super::identity::{Candidate, Found, Identity, Look, Original, Position, Resume, on_found, on_look, on_resume};
+use super::watch::Watch;
+use super::{Config, ReadFrom};
+use crate::framing::{self, Framed};
+
+/// How many generations are known at most. Beyond that, new files are left alone, and counted, until others are forgotten.
+const GENERATIONS_MAX: usize = 100_000;
+
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// After so many failures, a file that does not change is given up: a compressed one, or any with `once`.
+const FAILURES_MAX: u32 = 6;
+
+/// Why the worker returns before its end: it was told to stop, or nobody listens.
+struct End;
+
+/// A file that is there.
+#[derive(Clone, Debug)]
+struct There {
+    path: PathBuf,
+    identity: Identity,
+    size: u64,
+    modified: Timestamp,
+}
+
+pub(super) struct Worker {
+    options: Config,
+    paths: Vec<Pattern>,
+    exclude: Vec<Pattern>,
+    once: bool,
+    context: SourceContext,
+    runtime: Handle,
+    watch: Option<Watch>,
+    buffers: Buffers,
+    /// In the order they were found in, which is the order they are read in.
+    generations: BTreeMap<u64, Generation>,
+    by_partition: BTreeMap<String, u64>,
+    next: u64,
+    /// What has something to read, or may have.
+    dirty: BTreeSet<u64>,
+    /// What has to be looked at when some time has passed.
+    timed: BTreeSet<u64>,
+    open: BTreeSet<u64>,
+    /// Copies of what is read elsewhere, as they were when they were found to be.
+    shadows: BTreeMap<Identity, (u64, Timestamp)>,
+    /// Files that were truncated: the number of their next generation.
+    reborn: BTreeMap<Identity, (u32, Option<u64>)>,
+    /// What the paths said that could not be opened, so that it is told once.
+    troubled: BTreeSet<PathBuf>,
+    is_first_look: bool,
+    looked: Duration,
+    /// Names have changed since the last look.
+    is_stale: bool,
+    /// The first of the files that `once` had to leave unread.
+    given_up: Option<String>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        options: Config,
+        paths: Vec<Pattern>,
+        exclude: Vec<Pattern>,
+        context: SourceContext,
+        runtime: Handle,
+    ) -> Self {
+        let once = options.once || context.once;
+        let watch = if once {
+            None
+        } else {
+            let _entered = runtime.enter();
+            Watch::new()
+        };
+        Self {
+            options,
+            paths,
+            exclude,
+            once,
+            context,
+            runtime,
+            watch,
+            buffers: Buffers::default(),
+            generations: BTreeMap::new(),
+            by_partition: BTreeMap::new(),
+            next: 0,
+            dirty: BTreeSet::new(),
+            timed: BTreeSet::new(),
+            open: BTreeSet::new(),
+            shadows: BTreeMap::new(),
+            reborn: BTreeMap::new(),
+            troubled: BTreeSet::new(),
+            is_first_look: true,
+            looked: Duration::ZERO,
+            is_stale: true,
+            given_up: None,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<(), SourceError> {
+        // Told to stop, or nobody listens any more: there is nobody to tell more to.
+        let Ok(()) = self.work() else { return Ok(()) };
+        match self.given_up {
+            Some(message) => Err(SourceError(message)),
+            None => Ok(()),
+        }
+    }
+
+    fn work(&mut self) -> Result<(), End> {
+        loop {
+            if self.context.stop.is_cancelled() {
+                return Err(End);
+            }
+            let mut more = self.take_changes();
+            let now = self.context.clock.monotonic();
+            if self.is_stale || now.saturating_sub(self.looked) >= self.options.poll_interval.0 {
+                self.look(now)?;
+            }
+            self.look_at_timed(now)?;
+            let ready: Vec<u64> = self.dirty.iter().copied().filter(|number| self.is_ready(*number, now)).collect();
+            for number in &ready {
+                self.read(*number)?;
+                more = true;
+                if self.once {
+                    // One after the other: the first goes on until it is finished.
+                    break;
+                }
+            }
+            if self.once && self.dirty.is_empty() && !self.is_stale {
+                return Ok(());
+            }
+            if !more && !self.is_stale {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn is_ready(&self, number: u64, now: Duration) -> bool {
+        let generation = &self.generations[&number];
+        generation.retry.is_none_or(|retry| retry <= now)
+            && generation.after.is_none_or(|before| !self.dirty.contains(&before))
+    }
+
+    fn take_changes(&mut self) -> bool {
+        let Some(watch) = &mut self.watch else { return false };
+        let changes = watch.take();
+        self.is_stale |= changes.names || changes.all;
+        if changes.all {
+            self.context.metrics.error("changes_lost");
+            self.dirty
+                .extend(self.generations.iter().filter(|(_, it)| it.state == State::Live).map(|(number, _)| number));
+        }
+        for partition in changes.written {
+            if let Some(number) = self.by_partition.get(&partition) {
+                if self.generations[number].state == State::Live {
+                    self.dirty.insert(*number);
+                } else {
+                    // Finished and written to again: whether it is read depends on what it is called now.
+                    self.is_stale = true;
+                }
+            }
+        }
+        changes.more
+    }
+
+    /// Sleeps until something changes, is due, or the worker is to stop.
+    fn wait(&mut self) -> Result<(), End> {
+        let now = self.context.clock.monotonic();
+        let mut wake = self.looked + self.options.poll_interval.0;
+        for number in &self.timed {
+            let generation = &self.generations[number];
+            let due = [
+                generation.framer.deadline(),
+                generation.retry,
+                generation.displaced.map(|since| since.max(generation.grown) + self.options.rotate_wait.0),
+            ];
+            wake = due.into_iter().flatten().fold(wake, Duration::min);
+        }
+        // At least a little: what is due and cannot be done yet must not keep a core busy.
+        let rest = wake.saturating_sub(now).max(Duration::from_millis(1));
+        let Self { context, watch, runtime, .. } = self;
+        runtime.block_on(async {
+            let changed = async {
+                match watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = context.stop.cancelled() => Err(End),
+                () = context.events.closed() => Err(End),
+                () = changed => Ok(()),
+                () = tokio::time::sleep(rest) => Ok(()),
+            }
+        })
+    }
+
+    fn emit(&self, event: SourceEvent) -> Result<(), End> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.context.stop.cancelled() => Err(End),
+                sent = self.context.emit(event) => sent.map_err(|_| End),
+            }
+        })
+    }
+
+    // --- what is there ---------------------------------------------------------------------------------------------
+
+    /// Looks at all names: finds new files, and where the known ones are now.
+    fn look(&mut self, now: Duration) -> Result<(), End> {
+        self.is_stale = false;
+        self.looked = now;
+        let matches = Matches::of(&self.paths, &self.exclude);
+        if matches.is_cut {
+            self.context.metrics.error("too_many_files");
+        }
+        let mut there: Vec<There> = Vec::new();
+        let mut by_identity = BTreeMap::new();
+        let mut paths: Vec<_> = matches.paths.into_iter().collect();
+        paths.sort_by_cached_key(|path| find::order(path));
+        for path in paths {
+            if let Some(found) = self.stat(&path)
+                && !by_identity.contains_key(&found.identity)
+            {
+                by_identity.insert(found.identity, there.len());
+                there.push(found);
+            }
+        }
+        self.buffers.release();
+        if self.is_first_look {
+            self.restore(&there, &by_identity)?;
+        }
+        let known: Vec<u64> = self.generations.keys().copied().collect();
+        for number in known {
+            let found = by_identity.get(&self.generations[&number].identity()).map(|at| &there[*at]);
+            self.place(number, found, now)?;
+        }
+        let claimed: BTreeSet<Identity> = self.generations.values().map(Generation::identity).collect();
+        self.shadows.retain(|identity, _| by_identity.contains_key(identity));
+        self.troubled.retain(|path| path.symlink_metadata().is_ok());
+        for found in &there {
+            if !claimed.contains(&found.identity) {
+                self.meet(found, &by_identity)?;
+            }
+        }
+        if self.is_first_look {
+            self.is_first_look = false;
+            self.announce()?;
+        }
+        if let Some(watch) = &mut self.watch {
+            let mut folders = matches.folders;
+            // Where links lead, names change unseen from here.
+            folders.extend(there.iter().filter_map(|found| {
+                let is_link = found.path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+                is_link.then(|| found.path.canonicalize().ok()?.parent().map(Path::to_path_buf)).flatten()
+            }));
+            if !watch.folders(&folders) {
+                tracing::debug!("not all folders can be watched; they are looked at from time to time");
+            }
+        }
+        Ok(())
+    }
+
+    fn stat(&self, path: &Path) -> Option<There> {
+        let metadata = std::fs::metadata(path).ok()?;
+        metadata.is_file().then(|| There {
+            path: path.to_path_buf(),
+            identity: Identity::of(&metadata),
+            size: metadata.len(),
+            modified: modified(&metadata),
+        })
+    }
+
+    /// Takes over the positions of the checkpoint, in the order of the files that hold them.
+    fn restore(&mut self, there: &[There], by_identity: &BTreeMap<Identity, usize>) -> Result<(), End> {
+        let mut restored = Vec::new();
+        for (partition, position) in std::mem::take(&mut self.context.positions) {
+            match serde_json::from_value::<Position>(position) {
+                Ok(position) => {
+                    let path = by_identity.get(&position.identity).map(|at| there[*at].path.clone());
+                    let path = path.unwrap_or_else(|| PathBuf::from(&position.path));
+                    restored.push((find::order(&path), partition, position, path));
+                }
+                Err(error) => {
+                    self.context.metrics.error("position");
+                    tracing::error!(%partition, %error, "a position in the checkpoint is not one; its file is read anew");
+                }
+            }
+        }
+        restored.sort_by(|left, right| (&left.0, &left.1).cmp(&(&right.0, &right.1)));
+        let oldest = self.context.clock.now().saturating_sub(self.options.forget_after.0);
+        for (_, partition, position, path) in restored {
+            let forgotten = position.last_seen < oldest.0 && !by_identity.contains_key(&position.identity);
+            let generation = Generation::new(&self.context, partition, position, path);
+            if forgotten {
+                self.emit(SourceEvent::Closed { lane: generation.lane, keep: None })?;
+            } else {
+                let number = self.add(generation);
+                self.dirty.insert(number);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, generation: Generation) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.by_partition.insert(generation.lane.partition.clone(), number);
+        self.generations.insert(number, generation);
+        number
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.dirty.remove(&number);
+        self.timed.remove(&number);
+        self.open.remove(&number);
+        if let Some(generation) = self.generations.remove(&number) {
+            self.by_partition.remove(&generation.lane.partition);
+        }
+    }
+
+    /// Notes where a known generation is now.
+    fn place(&mut self, number: u64, found: Option<&There>, now: Duration) -> Result<(), End> {
+        let wall = self.context.clock.now();
+        let Some(generation) = self.generations.get_mut(&number) else { return Ok(()) };
+        if let Some(found) = found {
+            generation.path.clone_from(&found.path);
+            generation.position.last_seen = wall.0;
+            let is_displaced = found.path != Path::new(&generation.position.path) && generation.content.is_some();
+            if !is_displaced {
+                generation.displaced = None;
+            } else if generation.displaced.is_none() && !generation.is_ending {
+                generation.displaced = Some(now);
+                self.timed.insert(number);
+            }
+            let changed = generation.looked.replace((found.size, found.modified)) != Some((found.size, found.modified));
+            match generation.state {
+                State::Live if changed => {
+                    self.dirty.insert(number);
+                }
+                State::Live => {}
+                State::Finished if generation.position.finished == Some(found.size) => {}
+                State::Finished | State::Vanished => {
+                    generation.state = State::Live;
+                    generation.is_ending = false;
+                    self.dirty.insert(number);
+                }
+            }
+            // Read to its end in an earlier life, and as it was then.
+            if generation.content.is_none()
+                && generation.state == State::Live
+                && generation.position.finished == Some(found.size)
+            {
+                generation.state = State::Finished;
+                self.dirty.remove(&number);
+                return self.close_lane(number);
+            }
+            return Ok(());
+        }
+        if let Some(content) = &generation.content {
+            if generation.displaced.is_none() && !generation.is_ending {
+                generation.displaced = Some(now);
+            }
+            self.timed.insert(number);
+            let looked = content.file.metadata().ok().map(|metadata| (metadata.len(), modified(&metadata)));
+            if looked != generation.looked {
+                generation.looked = looked;
+                self.dirty.insert(number);
+            }
+            return Ok(());
+        }
+        match generation.state {
+            // Not open and not where it was: renamed to where the patterns do not reach, or copied, or gone.
+            State::Live => self.seek_elsewhere(number),
+            State::Finished => {
+                generation.state = State::Vanished;
+                let family = generation.family.clone();
+                // What stood in its shadow may have to take its place.
+                self.shadows.clear();
+                tracing::debug!(family = %family.display(), "a file that was read to its end is gone");
+                Ok(())
+            }
+            State::Vanished => {
+                if wall.saturating_sub(self.options.forget_after.0).0 > generation.position.last_seen {
+                    let lane = Arc::clone(&generation.lane);
+                    self.remove(number);
+                    self.emit(SourceEvent::Closed { lane, keep: None })?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Looks for the rest of a generation among the files of its rotation, whatever the patterns say.
+    fn seek_elsewhere(&mut self, number: u64) -> Result<(), End> {
+        let identity = self.generations[&number].identity();
+        let origin = PathBuf::from(&self.generations[&number].position.path);
+        let siblings: Vec<There> = find::siblings(&origin).iter().filter_map(|path| self.stat(path)).collect();
+        if let Some(found) = siblings.iter().find(|found| found.identity == identity) {
+            let generation = self.generations.get_mut(&number).expect("the caller has it");
+            generation.path.clone_from(&found.path);
+            let looked = Some((found.size, found.modified));
+            if generation.position.finished == Some(found.size) {
+                generation.state = State::Finished;
+                self.dirty.remove(&number);
+                return self.close_lane(number);
+            }
+            if generation.looked != looked {
+                generation.looked = looked;
+                generation.displaced = Some(self.context.clock.monotonic());
+                self.timed.insert(number);
+                self.dirty.insert(number);
+            }
+            return Ok(());
+        }
+        if let Some((found, content)) = self.copy_among(number, &siblings) {
+            self.continue_in(number, found, Some(content));
+            return Ok(());
+        }
+        self.dirty.remove(&number);
+        if let Some(generation) = self.generations.get_mut(&number) {
+            generation.state = State::Vanished;
+            generation.close(&self.context.records);
+            if generation.position.offset > 0 && generation.position.finished.is_none() {
+                tracing::warn!(path = %generation.path.display(), offset = generation.position.offset,
+                    "a file is gone; what was written to it after this offset was not read");
+                self.context.metrics.error("file_gone");
+            }
+        }
+        self.close_lane(number)
+    }
+
+    /// The copy of a generation whose own file is gone or truncated.
+    fn copy_among(&self, number: u64, siblings: &[There]) -> Option<(There, Content)> {
+        let generation = &self.generations[&number];
+        let claimed: BTreeSet<Identity> = self.generations.values().map(Generation::identity).collect();
+        for found in siblings.iter().filter(|found| !claimed.contains(&found.identity)) {
+            let Ok((candidate, content)) = candidate(&generation.position, found) else { continue };
+            if on_found(&generation.position, Original::Gone, candidate) == Found::Continues {
+                return Some((found.clone(), content));
+            }
+        }
+        None
+    }
+
+    fn continue_in(&mut self, number: u64, found: There, content: Option<Content>) {
+        self.shadows.remove(&found.identity);
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        tracing::info!(path = %found.path.display(), of = %generation.position.path, "goes on in a copy");
+        generation.move_to(found.path, found.identity, &self.context.records);
+        generation.content = content;
+        if generation.content.is_some() {
+            self.open.insert(number);
+        }
+        self.dirty.insert(number);
+    }
+
+    /// A file that no generation is read from: a new one, or a copy.
+    fn meet(&mut self, found: &There, by_identity: &BTreeMap<Identity, usize>) -> Result<(), End> {
+        if self.shadows.get(&found.identity) == Some(&(found.size, found.modified)) {
+            return Ok(());
+        }
+        let family = find::family(&found.path);
+        let kin: Vec<u64> =
+            self.generations.iter().filter(|(_, it)| it.family == family).map(|(number, _)| *number).collect();
+        for number in kin {
+            let generation = &self.generations[&number];
+            let original = match &generation.content {
+                Some(content) if is_linked(content) => {
+                    Original::Intact { size: generation.looked.map_or(0, |it| it.0) }
+                }
+                Some(_) => Original::Gone,
+                None if by_identity.contains_key(&generation.identity()) => {
+                    Original::Intact { size: generation.looked.map_or(0, |it| it.0) }
+                }
+                None => Original::Gone,
+            };
+            let Ok((candidate, content)) = candidate(&generation.position, found) else { continue };
+            match on_found(&generation.position, original, candidate) {
+                Found::Fresh => {}
+                Found::Shadow => {
+                    self.shadows.insert(found.identity, (found.size, found.modified));
+                    return Ok(());
+                }
+                // It is read from a file that was deleted and is still open: as good.
+                Found::Continues if generation.content.is_some() => {
+                    self.shadows.insert(found.identity, (found.size, found.modified));
+                    return Ok(());
+                }
+                Found::Continues => {
+                    self.continue_in(number, found.clone(), Some(content));
+                    return Ok(());
+                }
+            }
+        }
+        self.shadows.remove(&found.identity);
+        if self.generations.len() >= GENERATIONS_MAX {
+            self.context.metrics.error("too_many_files");
+            return Ok(());
+        }
+        let (mut number, mut after) = self.reborn.remove(&found.identity).unwrap_or_default();
+        while self.by_partition.contains_key(&found.identity.partition(number)) {
+            number += 1;
+        }
+        let now = self.context.clock.now();
+        if number == 0
+            && self.options.ignore_older.is_some_and(|age| now.since(found.modified) > age.0)
+            && found.modified < now
+        {
+            return Ok(());
+        }
+        let path = found.path.to_string_lossy().into_owned();
+        // Whoever was here before is read first.
+        after = after.or_else(|| {
+            self.generations.iter().filter(|(_, it)| it.position.path == path).map(|(number, _)| *number).next_back()
+        });
+        let mut position = Position {
+            path,
+            identity: found.identity,
+            generation: number,
+            offset: 0,
+            head: String::new(),
+            head_len: 0,
+            tail: Some(0),
+            finished: None,
+            last_seen: now.0,
+        };
+        if self.is_first_look && self.options.read_from == ReadFrom::End && !self.context.restored {
+            match end_of(found, self.context.records.max_record_bytes) {
+                Ok((offset, head, tail)) => {
+                    position.offset = offset;
+                    position.head_len = head.len() as u64;
+                    position.head = content::hash(&head);
+                    position.tail = tail;
+                }
+                Err(error) => {
+                    self.trouble(&found.path, &error);
+                    return Ok(());
+                }
+            }
+        }
+        let mut generation =
+            Generation::new(&self.context, found.identity.partition(number), position, found.path.clone());
+        generation.after = after;
+        generation.looked = Some((found.size, found.modified));
+        generation.grown = self.context.clock.monotonic();
+        let number = self.add(generation);
+        self.dirty.insert(number);
+        if !self.is_first_look {
+            self.announce_lane(number)?;
+        }
+        Ok(())
+    }
+
+    /// Tells of the lanes that were found at the start, before the first is read: so the time of one does not run ahead of
+    /// those that wait. With `once`, of the first of each rotation, as its files follow each other in time.
+    fn announce(&mut self) -> Result<(), End> {
+        let mut families = BTreeSet::new();
+        for number in self.dirty.clone() {
+            if !self.once || families.insert(self.generations[&number].family.clone()) {
+                self.announce_lane(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn announce_lane(&self, number: u64) -> Result<(), End> {
+        let generation = &self.generations[&number];
+        let block = Block {
+            bytes: Bytes::new(),
+            framing: Framing::Lines,
+            base: generation.position.offset,
+            position: to_json(&generation.position),
+            arrival: self.context.clock.now(),
+            acknowledgement: None,
+        };
+        self.emit(SourceEvent::Block(Arc::clone(&generation.lane), block))
+    }
+
+    fn close_lane(&self, number: u64) -> Result<(), End> {
+        let generation = &self.generations[&number];
+        let keep = Some(to_json(&generation.position));
+        self.emit(SourceEvent::Closed { lane: Arc::clone(&generation.lane), keep })
+    }
+
+    // --- reading ---------------------------------------------------------------------------------------------------
+
+    /// Reads the next block of a generation.
+    fn read(&mut self, number: u64) -> Result<(), End> {
+        if !self.ensure_open(number)? {
+            return Ok(());
+        }
+        let now = self.context.clock.monotonic();
+        let generation = self.generations.get_mut(&number).expect("it is dirty");
+        let content = generation.content.as_mut().expect("it was just opened");
+        let size = match content.size() {
+            Ok(size) => size,
+            Err(error) => return self.fail(number, &error),
+        };
+        let mut wanted = BLOCK_BYTES;
+        if let Some(size) = size {
+            let offset = content.offset();
+            let is_checked = std::mem::replace(&mut generation.is_checked, true);
+            let position = &generation.position;
+            let tail_matches = || {
+                // A tail that cannot be read now says nothing; reading will.
+                is_checked || content.tail(position.offset).is_ok_and(|tail| tail.is_none() || tail == position.tail)
+            };
+            match on_look(size, offset, tail_matches) {
+                Look::Truncated => return self.truncated(number),
+                Look::Nothing => return self.at_end(number),
+                Look::Read => wanted = usize::try_from(size - offset).map_or(BLOCK_BYTES, |size| size.min(BLOCK_BYTES)),
+            }
+        }
+        let mut buffer = self.buffers.get(wanted);
+        generation.framer.carry(&mut buffer);
+        if buffer.capacity() < BLOCK_BYTES {
+            buffer.reserve_exact(wanted);
+        }
+        let start = generation.framer.next_offset();
+        let outcome = content.read(&mut buffer);
+        let chunk = self.buffers.share(buffer);
+        let mut framed = Vec::new();
+        generation.framer.push(chunk.clone(), now, &mut framed);
+        if !framed.is_empty() {
+            generation.is_idle_told = false;
+        }
+        self.hand_over(number, framed, &chunk, start)?;
+        let generation = self.generations.get_mut(&number).expect("it was here before");
+        generation.remember(&chunk, start);
+        if generation.framer.deadline().is_some() {
+            self.timed.insert(number);
+        }
+        match outcome {
+            Ok(0) => self.at_end(number),
+            Ok(_) => {
+                generation.grown = now;
+                generation.failures = 0;
+                generation.retry = None;
+                Ok(())
+            }
+            Err(error) => self.fail(number, &error),
+        }
+    }
+
+    fn hand_over(&mut self, number: u64, framed: Vec<Framed>, chunk: &Bytes, start: u64) -> Result<(), End> {
+        if framed.is_empty() {
+            return Ok(());
+        }
+        let arrival = self.context.clock.now();
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        let lane = Arc::clone(&generation.lane);
+        let context = &self.context;
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = context.stop.cancelled() => Err(End),
+                sent = framing::emit(context, &lane, framed, arrival, |end| {
+                    generation.advance(chunk, start, end, arrival)
+                }) => sent.map_err(|_| End),
+            }
+        })
+    }
+
+    /// Opens a generation's file where it is not and goes to its position; `false` where that could not be.
+    fn ensure_open(&mut self, number: u64) -> Result<bool, End> {
+        let generation = &self.generations[&number];
+        if generation.content.is_some() {
+            return Ok(true);
+        }
+        let opened = content::open(&generation.path);
+        let (file, identity) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // It will be looked for under the names there are now.
+                self.is_stale = true;
+                self.dirty.remove(&number);
+                self.seek_elsewhere(number)?;
+                return Ok(false);
+            }
+            Err(error) => return self.fail(number, &error).map(|()| false),
+        };
+        if identity != generation.identity() {
+            // Renamed since it was looked at.
+            self.is_stale = true;
+            self.dirty.remove(&number);
+            self.seek_elsewhere(number)?;
+            return Ok(false);
+        }
+        let compared = Content::new(file).and_then(|mut content| {
+            let guards = content.guards(&generation.position)?;
+            Ok((content, guards))
+        });
+        let (content, guards) = match compared {
+            Ok(compared) => compared,
+            Err(error) => return self.fail(number, &error).map(|()| false),
+        };
+        if on_resume(guards) == Resume::Fresh {
+            self.truncated(number)?;
+            return Ok(false);
+        }
+        if self.open.len() >= self.options.max_open_files {
+            self.close_quietest(number);
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.file(&content.file, &self.generations[&number].lane.partition);
+        }
+        self.troubled.remove(&self.generations[&number].path);
+        let generation = self.generations.get_mut(&number).expect("it was here before");
+        generation.content = Some(content);
+        generation.is_checked = true;
+        self.open.insert(number);
+        Ok(true)
+    }
+
+    /// Makes room for another open file.
+    fn close_quietest(&mut self, but: u64) {
+        let quiet = |number: &&u64| **number != but && self.generations[number].displaced.is_none();
+        let quietest = self
+            .open
+            .iter()
+            .filter(quiet)
+            .min_by_key(|number| (self.dirty.contains(number), self.generations[number].grown));
+        if let Some(number) = quietest.copied() {
+            self.open.remove(&number);
+            if let Some(generation) = self.generations.get_mut(&number) {
+                generation.close(&self.context.records);
+            }
+        }
+    }
+
+    /// There is nothing more to read just now.
+    fn at_end(&mut self, number: u64) -> Result<(), End> {
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        generation.is_checked = false;
+        self.dirty.remove(&number);
+        let is_compressed = generation.content.as_ref().is_some_and(|content| content.form.is_compressed());
+        if self.once || generation.is_ending || is_compressed {
+            return self.finish(number);
+        }
+        if generation.displaced.is_some() || generation.framer.deadline().is_some() {
+            self.timed.insert(number);
+        }
+        if !std::mem::replace(&mut generation.is_idle_told, true) {
+            let lane = Arc::clone(&generation.lane);
+            self.emit(SourceEvent::Idle(lane))?;
+        }
+        Ok(())
+    }
+
+    /// What is left of a generation that will not grow any more.
+    fn hand_over_rest(&mut self, number: u64) -> Result<(), End> {
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        let mut framed = Vec::new();
+        generation.framer.finish(&mut framed);
+        self.hand_over(number, framed, &Bytes::new(), u64::MAX)
+    }
+
+    /// Ends a generation that was read to its end.
+    fn finish(&mut self, number: u64) -> Result<(), End> {
+        if self.once {
+            self.announce_successor(number)?;
+        }
+        self.hand_over_rest(number)?;
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        let size = generation.content.as_ref().and_then(|content| content.file.metadata().ok());
+        generation.position.finished = size.map(|metadata| metadata.len());
+        generation.state = State::Finished;
+        generation.displaced = None;
+        generation.close(&self.context.records);
+        self.open.remove(&number);
+        self.dirty.remove(&number);
+        self.timed.remove(&number);
+        self.close_lane(number)
+    }
+
+    /// The next file of a rotation is told of before the one before it is closed: time goes on from one to the other.
+    fn announce_successor(&self, number: u64) -> Result<(), End> {
+        let family = &self.generations[&number].family;
+        let successor = self.dirty.range(number + 1..).find(|next| self.generations[next].family == *family);
+        successor.map_or(Ok(()), |next| self.announce_lane(*next))
+    }
+
+    /// The file of a generation holds something else now: the rest of it is in a copy, or nowhere.
+    fn truncated(&mut self, number: u64) -> Result<(), End> {
+        let generation = &self.generations[&number];
+        let (identity, next) = (generation.identity(), generation.position.generation + 1);
+        let origin = PathBuf::from(&generation.position.path);
+        let siblings: Vec<There> = find::siblings(&origin).iter().filter_map(|path| self.stat(path)).collect();
+        self.is_stale = true;
+        if let Some((found, content)) = self.copy_among(number, &siblings) {
+            self.reborn.insert(identity, (next, Some(number)));
+            self.continue_in(number, found, Some(content));
+            return Ok(());
+        }
+        self.reborn.insert(identity, (next, None));
+        tracing::info!(path = %self.generations[&number].path.display(), "truncated; its new content is read");
+        self.hand_over_rest(number)?;
+        let lane = Arc::clone(&self.generations[&number].lane);
+        self.remove(number);
+        self.emit(SourceEvent::Closed { lane, keep: None })
+    }
+
+    /// Does what is due: lines that waited for more, files that were renamed and have been quiet.
+    fn look_at_timed(&mut self, now: Duration) -> Result<(), End> {
+        for number in self.timed.clone() {
+            let Some(generation) = self.generations.get_mut(&number) else {
+                self.timed.remove(&number);
+                continue;
+            };
+            let mut framed = Vec::new();
+            generation.framer.flush_due(now, &mut framed);
+            self.hand_over(number, framed, &Bytes::new(), u64::MAX)?;
+            let generation = self.generations.get_mut(&number).expect("handing over removes none");
+            let quiet_since = generation.displaced.map(|since| since.max(generation.grown));
+            let is_quiet = quiet_since.is_some_and(|since| since + self.options.rotate_wait.0 <= now);
+            if is_quiet && !self.dirty.contains(&number) && generation.retry.is_none() {
+                let is_replaced = generation
+                    .content
+                    .as_ref()
+                    .is_none_or(|content| !is_linked(content) || Path::new(&generation.position.path).exists());
+                if is_replaced && generation.content.is_some() {
+                    // Looked at once more: nothing tells of what is written to files that cannot be watched.
+                    generation.is_ending = true;
+                    self.dirty.insert(number);
+                } else {
+                    // Renamed, and nothing has come in its place: its writer may go on with it for long.
+                    generation.displaced = Some(now);
+                }
+            }
+            let generation = &self.generations[&number];
+            let is_due_no_more = generation.framer.deadline().is_none() && generation.displaced.is_none();
+            if is_due_no_more && generation.retry.is_none() {
+                self.timed.remove(&number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a file could not be read; it is tried again later, each time after longer.
+    fn fail(&mut self, number: u64, error: &io::Error) -> Result<(), End> {
+        let path = self.generations[&number].path.clone();
+        self.trouble(&path, error);
+        let now = self.context.clock.monotonic();
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        let is_compressed = generation.content.as_ref().is_some_and(|content| content.form.is_compressed());
+        let is_hopeless = error.kind() == io::ErrorKind::Unsupported;
+        generation.close(&self.context.records);
+        self.open.remove(&number);
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        generation.failures += 1;
+        if is_hopeless || (generation.failures >= FAILURES_MAX && (self.once || is_compressed)) {
+            if self.once {
+                self.given_up.get_or_insert(format!("reading {}: {error}", path.display()));
+                self.announce_successor(number)?;
+            }
+            let generation = self.generations.get_mut(&number).expect("the caller has it");
+            generation.state = State::Finished;
+            // As long as it stays as it is, it is left alone.
+            generation.position.finished = generation.looked.map(|looked| looked.0);
+            self.dirty.remove(&number);
+            self.timed.remove(&number);
+            return self.close_lane(number);
+        }
+        let delay = RETRY_MIN.saturating_mul(1 << generation.failures.min(16)).min(RETRY_MAX);
+        generation.retry = Some(now + delay);
+        self.dirty.insert(number);
+        self.timed.insert(number);
+        generation.is_idle_told = false;
+        let lane = Arc::clone(&generation.lane);
+        if generation.failures == 1 { self.emit(SourceEvent::Stalled(lane)) } else { Ok(()) }
+    }
+
+    fn trouble(&mut self, path: &Path, error: &io::Error) {
+        self.context.metrics.error("read");
+        if self.troubled.len() < GENERATIONS_MAX && self.troubled.insert(path.to_path_buf()) {
+            tracing::warn!(path = %path.display(), %error, "a file cannot be read; it is tried again");
+        }
+    }
+}
+
+fn modified(metadata: &std::fs::Metadata) -> Timestamp {
+    let since = metadata.modified().ok().and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+    since.map_or(Timestamp(0), |since| Timestamp(nanos(since)))
+}
+
+/// Whether an open file still has a name.
+fn is_linked(content: &Content) -> bool {
+    content.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+}
+
+/// What a file without a position is beside a generation; the content stands at the position where it matches.
+fn candidate(position: &Position, found: &There) -> io::Result<(Candidate, Content)> {
+    let (file, identity) = content::open(&found.path)?;
+    if identity != found.identity {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut content = Content::new(file)?;
+    let guards = content.guards(position)?;
+    let size = (content.form == Form::Plain).then_some(found.size);
+    Ok((Candidate { is_successor: found.path == Path::new(&position.path), guards, size }, content))
+}
+
+/// Where the last record of a file ends, and the guards of that place.
+fn end_of(found: &There, max_record_bytes: usize) -> io::Result<(u64, Vec<u8>, Option<u32>)> {
+    let (file, _) = content::open(&found.path)?;
+    let mut content = Content::new(file)?;
+    let offset = content.last_newline(max_record_bytes)?;
+    let head = content.head(offset)?;
+    let tail = content.tail(offset)?;
+    Ok((offset, head, tail))
+}
