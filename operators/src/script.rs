@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The outcome has a line for each record that came out, with its port unless it is the operator's own name, and after each
-//! stretch of records what ended at the operator, by reason. Every story runs in several ways which must come to the same: records in one
+//! stretch of records what ended at the operator, by reason. Within a stretch the ports come one after the other. Every story runs in several ways which must come to the same: records in one
 //! batch or in one batch each, with [`Prepare`](tocsin_pipeline::operator::Prepare) and without.
 
 use std::collections::BTreeMap;
@@ -123,6 +123,9 @@ struct Runner<C> {
     dropped: BTreeMap<Reason, u64>,
     expression_errors: u64,
     text: String,
+    /// What came out since the last command, by port. The ports are streams of their own, so that it does not matter which
+    /// of them an operator hands out first.
+    stretch: BTreeMap<usize, String>,
     kind: std::marker::PhantomData<C>,
 }
 
@@ -142,6 +145,7 @@ impl<C: OperatorConfig> Runner<C> {
             dropped: BTreeMap::new(),
             expression_errors: 0,
             text: String::new(),
+            stretch: BTreeMap::new(),
             kind: std::marker::PhantomData,
         }
     }
@@ -256,14 +260,15 @@ impl<C: OperatorConfig> Runner<C> {
 
     fn tell(&mut self, output: Output) {
         for (port, batch) in output.batches {
+            let text = self.stretch.entry(port).or_default();
             for row in batch.rows() {
                 if port > 0 {
-                    write!(self.text, "{}: ", self.ports[port - 1]).unwrap();
+                    write!(text, "{}: ", self.ports[port - 1]).unwrap();
                 }
                 let mut record = Vec::new();
                 json::write_value(&batch.value(row), &mut record);
                 let record = String::from_utf8(record).unwrap();
-                writeln!(self.text, "{} {record}", show_time(batch.time(row))).unwrap();
+                writeln!(text, "{} {record}", show_time(batch.time(row))).unwrap();
             }
         }
         for (reason, count) in output.dropped {
@@ -273,6 +278,7 @@ impl<C: OperatorConfig> Runner<C> {
     }
 
     fn tell_drops(&mut self) {
+        self.text.extend(std::mem::take(&mut self.stretch).into_values());
         for (reason, count) in std::mem::take(&mut self.dropped) {
             writeln!(self.text, "({} {count})", reason.as_str()).unwrap();
         }

@@ -231,10 +231,12 @@ impl Plan {
                 }
                 true
             }),
-            Column::Quantile(sketches) => each_number(expression, batch, rows, errors, |row, number| match sketches.get_mut(row) {
-                Some(sketch) => sketch.add(number),
-                None => !matches!(number, Number::Time(_)),
-            }),
+            Column::Quantile(sketches) => {
+                each_number(expression, batch, rows, errors, |row, number| match sketches.get_mut(row) {
+                    Some(sketch) => sketch.add(number),
+                    None => !matches!(number, Number::Time(_)),
+                })
+            }
             Column::Distinct(counts) => {
                 let mut value = Vec::new();
                 each_field(expression, batch, errors, |row, field| {
@@ -325,8 +327,7 @@ fn each_field(expression: &Expression, batch: &Batch, errors: &mut u64, mut take
             continue;
         }
         let before = *errors;
-        let is_taken =
-            expression.eval(batch, row, errors).is_some_and(|value| take(row, Field::of_value(&value)));
+        let is_taken = expression.eval(batch, row, errors).is_some_and(|value| take(row, Field::of_value(&value)));
         if !is_taken && *errors == before {
             *errors += 1;
         }

@@ -206,7 +206,8 @@ impl Config {
 
     fn name_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let mut names = BTreeMap::from([("window_start".to_owned(), "window_start"), ("window_end".to_owned(), "window_end")]);
+        let mut names =
+            BTreeMap::from([("window_start".to_owned(), "window_start"), ("window_end".to_owned(), "window_end")]);
         for (at, source) in self.group_by.iter().enumerate() {
             if !Expression::check(source).is_empty() {
                 continue;
@@ -249,7 +250,8 @@ impl OperatorConfig for Config {
         problems.extend(key_problems("group_by", &self.group_by));
         if self.aggregates.is_empty() {
             problems.push(
-                Problem::new("aggregates", "there is nothing to compute").help("write `aggregates = { n = \"count()\" }`"),
+                Problem::new("aggregates", "there is nothing to compute")
+                    .help("write `aggregates = { n = \"count()\" }`"),
             );
         }
         for (name, source) in &self.aggregates {

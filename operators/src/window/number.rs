@@ -239,7 +239,8 @@ impl Sum {
         let low = u128::from(limbs[limb]) | u128::from(limbs[limb + 1]) << 64;
         let value = (low.cast_signed() >> bit) as i64;
         let sign = if value < 0 { u64::MAX } else { 0 };
-        let is_whole = (low.cast_signed() >> bit) == i128::from(value) && limbs[limb + 2..].iter().all(|limb| *limb == sign);
+        let is_whole =
+            (low.cast_signed() >> bit) == i128::from(value) && limbs[limb + 2..].iter().all(|limb| *limb == sign);
         is_whole.then_some(value)
     }
 

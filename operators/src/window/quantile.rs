@@ -29,13 +29,7 @@ pub(super) struct Sketch {
 
 impl Default for Sketch {
     fn default() -> Self {
-        Self {
-            min: f64::INFINITY,
-            max: f64::NEG_INFINITY,
-            zeros: 0,
-            positive: Buckets::default(),
-            negative: None,
-        }
+        Self { min: f64::INFINITY, max: f64::NEG_INFINITY, zeros: 0, positive: Buckets::default(), negative: None }
     }
 }
 
@@ -209,7 +203,8 @@ impl Buckets {
     }
 
     fn merge(&mut self, other: &Self) {
-        if let (Self::Dense { first, max, counts }, Self::Dense { first: from, max: to, counts: others }) = (&mut *self, other)
+        if let (Self::Dense { first, max, counts }, Self::Dense { first: from, max: to, counts: others }) =
+            (&mut *self, other)
             && *from >= *first
             && *to <= *max
         {
@@ -232,7 +227,10 @@ impl Buckets {
         match self {
             Self::Sparse(list) => list.iter().for_each(|(bucket, count)| visit(*bucket, *count)),
             Self::Dense { first, counts, .. } => {
-                (*first..).zip(counts).filter(|(_, count)| **count > 0).for_each(|(bucket, count)| visit(bucket, *count));
+                (*first..)
+                    .zip(counts)
+                    .filter(|(_, count)| **count > 0)
+                    .for_each(|(bucket, count)| visit(bucket, *count));
             }
         }
     }

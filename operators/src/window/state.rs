@@ -77,8 +77,7 @@ impl Window {
                 late += count;
                 continue;
             };
-            let pane =
-                self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
+            let pane = self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
             let has_room = self.keys < self.max_keys && self.bytes < self.max_bytes;
             let keys_before = pane.len();
             match pane.row(&key[PLACE_BYTES..], table.group(row), || has_room) {
@@ -101,11 +100,13 @@ impl Window {
             Some((batch, rows)) => {
                 let is_late = |row: &u32| match rows[*row as usize] {
                     LATE => true,
-                    row => (row as usize) < table.len() && {
-                        let key = table.key(row as usize);
-                        let number = u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut"));
-                        places[number as usize].is_none()
-                    },
+                    row => {
+                        (row as usize) < table.len() && {
+                            let key = table.key(row as usize);
+                            let number = u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut"));
+                            places[number as usize].is_none()
+                        }
+                    }
                 };
                 if late > 0 {
                     output.emit(LATE_PORT, batch.select(batch.rows().filter(is_late).collect()));
@@ -272,8 +273,7 @@ impl Operator for Window {
             if !self.plan.is_place(place) {
                 return Err(StateError("the saved panes are not those of this window".into()));
             }
-            let pane =
-                self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
+            let pane = self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
             for _ in 0..reader.count(1)? {
                 pane.read_row(group, &mut reader)?;
                 self.keys += 1;

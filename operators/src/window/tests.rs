@@ -371,7 +371,12 @@ fn times_at_the_ends_of_the_world_are_survived() {
     };
     let lane = script::lane("a", Duration::MAX);
     for time in [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 0] {
-        let batch = script::batch(&lane, 0, Timestamp(time), &[(Timestamp(time), "{}"), (Timestamp(-time.max(-i64::MAX)), "{}")]);
+        let batch = script::batch(
+            &lane,
+            0,
+            Timestamp(time),
+            &[(Timestamp(time), "{}"), (Timestamp(-time.max(-i64::MAX)), "{}")],
+        );
         let mut output = Output::default();
         operator.on_input(0, Input::Prepared(prepare.as_ref().unwrap().prepare(batch)), &mut output);
         operator.on_watermark(Timestamp(time), &mut output);
@@ -381,7 +386,8 @@ fn times_at_the_ends_of_the_world_are_survived() {
 #[test]
 fn damaged_state_is_refused() {
     let Built::Operator { mut operator, .. } = script::build::<Config>(COUNT) else { panic!() };
-    let batch = script::batch(&script::lane("a", Duration::ZERO), 0, Timestamp::MIN, &[(Timestamp(1), r#"{"host":"a"}"#)]);
+    let batch =
+        script::batch(&script::lane("a", Duration::ZERO), 0, Timestamp::MIN, &[(Timestamp(1), r#"{"host":"a"}"#)]);
     operator.on_input(0, Input::Batch(batch), &mut Output::default());
     let mut pieces = Vec::new();
     operator.snapshot(true, &mut |group, piece| pieces.push((group, piece)));
@@ -426,7 +432,7 @@ fn every_problem_is_told_where_it_is() {
         expect![[r#"
             tumbling: must be longer than nothing and at most ten years
             lateness: must be at most ten years
-            group_by.4[4..4]: syntax error: unexpected syntax token: "RBrace", expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            group_by.4[4..4]: syntax error: unexpected end of program, expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
             aggregates.a[0..3]: there is no aggregate function `avg` (did you mean `mean`?)
             aggregates.b[0..6]: there is no aggregate function `median` (write one of count, sum, mean, min, max, quantile, distinct, first, last, rate, such as `mean(.latency_ms)`)
             aggregates.c[2..13]: `sum` takes one expression (write `sum(.latency_ms)`)
@@ -446,10 +452,13 @@ fn every_problem_is_told_where_it_is() {
             max_keys: must be at least 1
         "#]],
     );
-    problems("aggregates = {}", expect![[r#"
+    problems(
+        "aggregates = {}",
+        expect![[r#"
         : it does not say which windows (add `tumbling = "1m"` or `hopping = { size = "5m", every = "10s" }`)
         aggregates: there is nothing to compute (write `aggregates = { n = "count()" }`)
-    "#]]);
+    "#]],
+    );
     problems(
         r#"
         session = { gap = "1m" }
@@ -500,7 +509,16 @@ impl Given {
 
 fn given() -> impl Strategy<Value = Given> {
     let host = prop::sample::select(vec![Some("a"), Some("b"), Some("c"), None]);
-    let value = prop::sample::select(vec![Some("1"), Some("7"), Some("-2.5"), Some("0.25"), Some("1e300"), Some("\"x\""), Some("null"), None]);
+    let value = prop::sample::select(vec![
+        Some("1"),
+        Some("7"),
+        Some("-2.5"),
+        Some("0.25"),
+        Some("1e300"),
+        Some("\"x\""),
+        Some("null"),
+        None,
+    ]);
     (0..2usize, 0i64..60, host, value, any::<[bool; 3]>()).prop_map(|(lane, second, host, value, flags)| Given {
         lane,
         second,
@@ -569,7 +587,7 @@ fn reference(rule: Rule, story: &[Given]) -> Vec<String> {
                 }
             }
             if is_late {
-                late.push(format!("late {lane} {}", given.json()));
+                late.push(line(&format!("late {lane}"), &record));
             }
             seen = seen.max(given.second);
         }
@@ -577,7 +595,8 @@ fn reference(rule: Rule, story: &[Given]) -> Vec<String> {
     let mut lines = Vec::new();
     for ((end, host), mut rows) in windows {
         rows.sort_by_key(|(second, lane, position, _)| (*second, *lane, *position));
-        let values: Vec<&Value> = rows.iter().filter_map(|row| row.3.as_object().unwrap().get("v")).filter(|v| !v.is_null()).collect();
+        let values: Vec<&Value> =
+            rows.iter().filter_map(|row| row.3.as_object().unwrap().get("v")).filter(|v| !v.is_null()).collect();
         let mut numbers: Vec<Number> = values.iter().filter_map(|value| Number::of(Field::of_value(value))).collect();
         numbers.sort_by(|left, right| left.order(*right));
         let mut sketch = Sketch::default();
@@ -707,6 +726,8 @@ fn text(lines: &[String]) -> String {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     /// Whatever the batches, the interleaving of lanes, the moments at which watermarks are told, and the crashes.
     #[test]
     fn the_outcome_is_that_of_going_record_by_record(
