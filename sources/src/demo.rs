@@ -468,9 +468,30 @@ mod tests {
 
     #[test]
     fn records_look_like_the_real_ones() {
-        check("error_rate = 0.5", expect![[]]);
-        check("format = \"json\"\nerror_rate = 0.5\nrate = 1000", expect![[]]);
-        check("format = \"syslog\"\nerror_rate = 0.5\nrate = 1000", expect![[]]);
+        check(
+            "error_rate = 0.5",
+            expect![[r#"
+            192.0.2.80 - - [18/Nov/2026:11:06:40 +0000] "POST /api/orders HTTP/1.1" 204 0 "https://shop.example/products" "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+            203.0.113.96 - - [18/Nov/2026:11:06:40 +0000] "POST /api/orders HTTP/1.1" 404 27560 "https://shop.example/products" "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+            192.0.2.181 - - [18/Nov/2026:11:06:40 +0000] "GET / HTTP/1.1" 500 190 "-" "Mozilla/5.0 (X11; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0"
+        "#]],
+        );
+        check(
+            "format = \"json\"\nerror_rate = 0.5\nrate = 1000",
+            expect![[r#"
+            {"ts":"2026-11-18T11:06:40.000Z","level":"INFO","service":"checkout","host":"web-08","trace_id":"f88bb8a8724c81ec1b39896a51a8749b","latency_ms":346.2,"status":200,"msg":"cache hit, answered without asking the backend for the item"}
+            {"ts":"2026-11-18T11:06:40.001Z","level":"DEBUG","service":"search","host":"web-08","trace_id":"f440fe3b62c79d2c33ba2f29e7c168bb","latency_ms":13.4,"status":200,"msg":"request handled for a returning customer from the front page"}
+            {"ts":"2026-11-18T11:06:40.002Z","level":"ERROR","service":"catalog","host":"web-01","trace_id":"bf429ac58196f44a89826b73d04dcb58","latency_ms":722.9,"status":502,"msg":"the database refused the transaction: could not serialize access"}
+        "#]],
+        );
+        check(
+            "format = \"syslog\"\nerror_rate = 0.5\nrate = 1000",
+            expect![[r#"
+            <30>1 2026-11-18T11:06:40.000Z host-01 gateway 15979 - - GET /healthz 200 90ms
+            <30>1 2026-11-18T11:06:40.001Z host-04 gateway 17827 - - GET /healthz 200 390ms
+            <36>1 2026-11-18T11:06:40.002Z host-02 sshd 23280 - - Failed password for invalid user root from 192.0.2.91 port 48458 ssh2
+        "#]],
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration as StdDuration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -582,6 +582,14 @@ fn split(body: Bytes, encoding: Encoding, options: &RecordOptions) -> Result<Vec
         }]);
     }
     if !is_json {
+        // The last line is one whether or not it is ended; ended, all of them are one block.
+        let body = if body.ends_with(b"\n") {
+            body
+        } else {
+            let mut ended = body.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            ended.extend_from_slice(b"\n");
+            ended.freeze()
+        };
         let (mut framer, mut framed) = (LineFramer::new(options, Delimiter::Newline, 0), Vec::new());
         framer.push(body, StdDuration::ZERO, &mut framed);
         framer.finish(&mut framed);

@@ -1,8 +1,31 @@
 //! Where records come from, and how their bytes become fields.
 
 mod codec;
-mod framing;
 #[cfg(test)]
 mod conformance;
+mod demo;
+mod file;
+mod framing;
+mod http;
+mod net;
+mod octets;
+mod socket;
+mod stdin;
+mod streams;
+mod syslog;
+#[cfg(test)]
+mod testing;
+
+use tocsin_config::component::SourceType;
 
 pub use self::codec::CODECS;
+
+/// All sources there are.
+pub static SOURCES: &[SourceType] = &[
+    SourceType::of::<demo::Config>(),
+    SourceType::of::<file::Config>(),
+    SourceType::of::<http::Config>(),
+    SourceType::of::<socket::Config>(),
+    SourceType::of::<stdin::Config>(),
+    SourceType::of::<syslog::Config>(),
+];

@@ -304,7 +304,7 @@ pub(crate) type Wire = Box<dyn Duplex>;
 /// Where connections come from.
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix { listener: UnixListener, _file: SocketFile },
 }
 
 impl Listener {
@@ -317,7 +317,7 @@ impl Listener {
                 let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
                 (Box::new(stream), Some(address.ip()))
             }
-            Self::Unix(listener, _) => (Box::new(listener.accept().await?.0), None),
+            Self::Unix { listener, .. } => (Box::new(listener.accept().await?.0), None),
         })
     }
 }

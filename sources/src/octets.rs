@@ -345,7 +345,16 @@ mod tests {
 
     #[test]
     fn counted_records_hold_whatever_they_hold() {
-        check(Style::OctetCounted, "3 a\nb2 c\n1 \u{0}5 12345", expect![[]]);
+        check(
+            Style::OctetCounted,
+            "3 a\nb2 c\n1 \u{0}5 12345",
+            expect![[r#"
+            2 "a\nb"
+            7 "c"
+            11 "\0"
+            14 "12345"
+        "#]],
+        );
     }
 
     #[test]
@@ -358,7 +367,14 @@ mod tests {
 
     #[test]
     fn a_counted_record_that_is_too_long_is_passed_over() {
-        check(Style::OctetCounted, format!("30 {}3 abc", "x".repeat(30)), expect![[]]);
+        check(
+            Style::OctetCounted,
+            format!("30 {}3 abc", "x".repeat(30)),
+            expect![[r#"
+            3 "xxxxxxxxxxxxxxxxxxxx" refused: longer than 20 bytes
+            35 "abc"
+        "#]],
+        );
     }
 
     #[test]
@@ -384,13 +400,29 @@ mod tests {
 
     #[test]
     fn syslog_senders_may_count_or_end_their_records_even_on_one_connection() {
-        check(Style::Syslog, "5 <1>ab<2>c\n <3>d\r\n<4>e\x0017 birds\n2026-01\n42\n", expect![[]]);
+        check(
+            Style::Syslog,
+            "5 <1>ab<2>c\n <3>d\r\n<4>e\x0017 birds\n2026-01\n42\n",
+            expect![[r#"
+            2 "<1>ab"
+            7 "<2>c"
+            13 "<3>d"
+            19 "<4>e"
+            24 "17 birds"
+            33 "2026-01"
+            41 "42"
+        "#]],
+        );
     }
 
     #[test]
     fn a_cut_connection_leaves_no_half_record() {
         let told = cut_in_steps(Style::Syslog, TooLong::Reject, b"a\nhal", 2, End::Broken);
-        expect![[]].assert_eq(&told);
+        expect![[r#"
+            0 "a"
+            2 "hal" refused: the connection was cut in the middle of a record
+        "#]]
+        .assert_eq(&told);
     }
 
     #[test]
@@ -468,6 +500,6 @@ mod tests {
             }
         }
         println!("{agree} vectors agree, {} differ", differ.len());
-        expect![[]].assert_eq(&differ.join("\n"));
+        expect![[r#""octetcounting/0": 0 frames, 0 refused, wanted 1"#]].assert_eq(&differ.join("\n"));
     }
 }

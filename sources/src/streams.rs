@@ -33,6 +33,7 @@ const DATAGRAM_MAX: usize = 256 << 10;
 /// How long a stopping source goes on reading what its connections had sent.
 const DRAIN: Duration = Duration::from_millis(200);
 const DRAIN_READS: usize = 64;
+const DRAIN_WAIT: Duration = Duration::from_millis(10);
 /// How often the kernel is asked how many datagrams it dropped.
 const DROPS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -75,7 +76,7 @@ pub(crate) enum Bound {
 
 pub(crate) enum Datagrams {
     Udp(UdpSocket),
-    Unix(UnixDatagram, SocketFile),
+    Unix { socket: UnixDatagram, _file: SocketFile },
 }
 
 impl Streams {
@@ -99,12 +100,12 @@ impl Source for Streams {
                     Bound::Datagrams(Datagrams::Udp(bind_udp(address, self.receive_buffer).await?))
                 }
                 Endpoint::Unix { path, permissions } => {
-                    let (listener, file) = bind_unix_stream(path, *permissions)?;
-                    Bound::Connections(Listener::Unix(listener, file), tls)
+                    let (listener, _file) = bind_unix_stream(path, *permissions)?;
+                    Bound::Connections(Listener::Unix { listener, _file }, tls)
                 }
                 Endpoint::UnixDatagram { path, permissions } => {
-                    let (socket, file) = bind_unix_datagram(path, *permissions)?;
-                    Bound::Datagrams(Datagrams::Unix(socket, file))
+                    let (socket, _file) = bind_unix_datagram(path, *permissions)?;
+                    Bound::Datagrams(Datagrams::Unix { socket, _file })
                 }
             });
             Ok(())
@@ -170,6 +171,9 @@ impl Shared {
         let mut framer = Framer::new(self.records, &self.context.records);
         let (mut buffer, mut size) = (BytesMut::new(), BUFFER_MIN);
         let end = loop {
+            if self.context.stop.is_cancelled() {
+                break End::Broken;
+            }
             if buffer.capacity() - buffer.len() < size / 4 {
                 buffer.reserve(size);
             }
@@ -203,11 +207,12 @@ impl Shared {
         };
         let drained = tokio::time::timeout(DRAIN, async {
             if end == End::Broken && self.context.stop.is_cancelled() {
-                // What the kernel has received already cannot be asked for again.
+                // What the kernel has received already cannot be asked for again. It is given a moment, as the runtime may
+                // not have heard of it yet.
                 for _ in 0..DRAIN_READS {
                     buffer.reserve(BUFFER_MAX);
-                    match wire.read_buf(&mut buffer).now_or_never() {
-                        Some(Ok(1..)) => framer.push(&mut buffer, &self.output, &*self.context.clock).await?,
+                    match tokio::time::timeout(DRAIN_WAIT, wire.read_buf(&mut buffer)).await {
+                        Ok(Ok(1..)) => framer.push(&mut buffer, &self.output, &*self.context.clock).await?,
                         _ => break,
                     }
                 }
@@ -222,9 +227,6 @@ impl Shared {
     async fn read(&self, wire: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, due: Option<Duration>) -> Read {
         // What has arrived is taken without setting a timer, which would cost as much as the read.
         if let Some(read) = wire.read_buf(buffer).now_or_never() {
-            if self.context.stop.is_cancelled() && matches!(read, Ok(1..)) {
-                return Read::Some;
-            }
             return self.outcome(read);
         }
         let now = self.context.clock.monotonic();
@@ -347,14 +349,14 @@ impl Datagrams {
     async fn readable(&self) -> std::io::Result<()> {
         match self {
             Self::Udp(socket) => socket.readable().await,
-            Self::Unix(socket, _) => socket.readable().await,
+            Self::Unix { socket, .. } => socket.readable().await,
         }
     }
 
     fn try_receive(&self, buffer: &mut BytesMut) -> std::io::Result<usize> {
         match self {
             Self::Udp(socket) => socket.try_recv_buf(buffer),
-            Self::Unix(socket, _) => socket.try_recv_buf(buffer),
+            Self::Unix { socket, .. } => socket.try_recv_buf(buffer),
         }
     }
 }
