@@ -1,0 +1,287 @@
+use std::path::Path;
+use std::sync::Mutex;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use expect_test::expect;
+use tocsin_pipeline::operator::Reason;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::conformance::{Running, records, sink};
+
+/// What a server was told, and what it is to do.
+#[derive(Default)]
+struct Server {
+    /// A transaction each: the sender, the recipient, the message.
+    mails: Mutex<Vec<(String, String, String)>>,
+    logins: Mutex<Vec<String>>,
+    /// A recipient that it does not know.
+    unknown: Option<&'static str>,
+    /// After how many mails it breaks the connection without an answer.
+    drops: Mutex<usize>,
+    /// Answers 450 to so many recipients first.
+    busy: Mutex<usize>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
+impl Server {
+    async fn start(self) -> (u16, Arc<Self>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Arc::new(self);
+        let accepting = Arc::clone(&server);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let server = Arc::clone(&accepting);
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    let _ = stream.write_all(b"220 ready\r\n").await;
+                    if server.talk(&mut stream).await {
+                        let tls = server.tls.clone().unwrap().accept(stream.into_inner()).await.unwrap();
+                        server.talk(&mut BufReader::new(tls)).await;
+                    }
+                });
+            }
+        });
+        (port, server)
+    }
+
+    /// Speaks SMTP, taking a bare line feed for the end of a line as many servers do. True: encryption begins.
+    async fn talk<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut BufReader<S>) -> bool {
+        let (mut from, mut to) = (String::new(), String::new());
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return false;
+            }
+            let line = line.trim_end();
+            let answer = match line.split([' ', ':']).next().unwrap_or_default() {
+                "EHLO" if self.tls.is_some() => "250-me\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN",
+                "EHLO" => "250-me\r\n250 AUTH PLAIN LOGIN",
+                "STARTTLS" => {
+                    let _ = stream.write_all(b"220 go\r\n").await;
+                    return true;
+                }
+                "AUTH" => {
+                    self.logins.lock().unwrap().push(line.to_owned());
+                    "235 in"
+                }
+                "MAIL" => {
+                    line.clone_into(&mut from);
+                    "250 ok"
+                }
+                "RCPT" if self.unknown.is_some_and(|unknown| line.contains(unknown)) => "550 unknown",
+                "RCPT" if take_one(&self.busy) => "450 busy",
+                "RCPT" => {
+                    line.clone_into(&mut to);
+                    "250 ok"
+                }
+                "DATA" => {
+                    let _ = stream.write_all(b"354 go on\r\n").await;
+                    let mut message = String::new();
+                    loop {
+                        let mut line = String::new();
+                        stream.read_line(&mut line).await.unwrap();
+                        if line.trim_end_matches(['\r', '\n']) == "." {
+                            break;
+                        }
+                        message += line.strip_prefix('.').unwrap_or(&line);
+                    }
+                    self.mails.lock().unwrap().push((from.clone(), to.clone(), message));
+                    if take_one(&self.drops) {
+                        return false;
+                    }
+                    "250 taken"
+                }
+                "RSET" | "NOOP" => "250 ok",
+                "QUIT" => "221 bye",
+                _ => "500 what",
+            };
+            if stream.write_all(format!("{answer}\r\n").as_bytes()).await.is_err() {
+                return false;
+            }
+        }
+    }
+}
+
+fn take_one(count: &Mutex<usize>) -> bool {
+    let mut count = count.lock().unwrap();
+    let is_left = *count > 0;
+    *count = count.saturating_sub(1);
+    is_left
+}
+
+fn options(port: u16, more: &str) -> String {
+    format!(
+        r#"{{"smtp":"smtp://127.0.0.1:{port}","starttls":"none","from":"tocsin@example.org","to":["a@example.org"]{more}}}"#
+    )
+}
+
+/// Runs a sink over records; time passes by itself. Gives how many mails were delivered and how many refused.
+async fn run(options: &str, folder: &Path, given: &[&str]) -> (u64, u64) {
+    let running = Running::start(sink::<Config>(options, folder), None, None).await.unwrap();
+    let (clock, metrics) = (Arc::clone(&running.clock), running.metrics.clone());
+    running.send(records(given)).await;
+    let end = tokio::spawn(running.end());
+    while !end.is_finished() {
+        use tocsin_pipeline::time::Clock as _;
+        clock.set(clock.now().saturating_add(std::time::Duration::from_secs(1)));
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    end.await.unwrap().unwrap();
+    (metrics.sent_events(), metrics.dropped_events(Reason::Refused))
+}
+
+/// The text part of a message.
+fn text_of(message: &str) -> String {
+    let part = message.split("Content-Type: text/plain").nth(1).unwrap();
+    let encoded = part.split("\r\n\r\n").nth(1).unwrap();
+    let encoded: String = encoded.split("--=_").next().unwrap().split_whitespace().collect();
+    String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap()
+}
+
+fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    message.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+const FIRING: &str = r#"{"alert":"errors","state":"firing","fingerprint":"f1","id":"abc","firing_id":"abc","labels":{"host":"a"},"annotations":{"summary":"too many"},"starts_at":"2026-11-20T12:00:00Z","ends_at":null,"values":{"errors":7},"evidence":[{"raw":"GET /","source":"access","coordinate":{}}],"matches":7}"#;
+const RESOLVED: &str = r#"{"alert":"errors","state":"resolved","fingerprint":"f1","id":"def","firing_id":"abc","labels":{"host":"a"},"annotations":{"summary":"too many"},"starts_at":"2026-11-20T12:00:00Z","ends_at":"2026-11-20T12:05:00Z","values":{"errors":1},"evidence":[],"matches":9}"#;
+
+#[tokio::test]
+async fn firing_and_resolved_arrive_once_each_in_one_thread() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(port, r#","username":"u","password":"p""#);
+    assert_eq!(run(&options, folder.path(), &[FIRING, RESOLVED]).await, (2, 0));
+    let mails = server.mails.lock().unwrap();
+    let [(from, to, firing), (_, _, resolved)] = &mails[..] else { panic!("{} mails", mails.len()) };
+    assert!(from.starts_with("MAIL FROM:<tocsin@example.org>") && to == "RCPT TO:<a@example.org>", "{from} {to}");
+    assert_eq!(header(firing, "Subject"), Some("[FIRING] errors: too many"));
+    assert_eq!(header(resolved, "Subject"), Some("[RESOLVED] errors: too many"));
+    let begun = header(firing, "Message-ID").unwrap();
+    assert!(begun.starts_with("<abc.") && begun.ends_with("@example.org>"), "{begun}");
+    assert_eq!(header(resolved, "In-Reply-To"), Some(begun));
+    assert_eq!(header(resolved, "References"), Some(begun));
+    assert_eq!(header(firing, "In-Reply-To"), None);
+    assert!(header(firing, "Date").unwrap().starts_with("Fri, 20 Nov 2026 12:0"), "{firing}");
+    assert_eq!(server.logins.lock().unwrap()[0], format!("AUTH PLAIN {}", STANDARD.encode("\0u\0p")));
+    expect![[""]].assert_eq(&text_of(firing));
+    expect![[""]].assert_eq(&text_of(resolved));
+}
+
+#[tokio::test]
+async fn what_stands_in_a_record_stays_within_its_mail() {
+    for hostile in [
+        "x\n.\nMAIL FROM:<evil@example.org>\nRCPT TO:<victim@example.org>\nDATA\nhi\n.\n",
+        "x\r.\rMAIL FROM:<evil@example.org>",
+        "x\r\n.\r\nMAIL FROM:<evil@example.org>\r\n",
+        "x\r\n.\nRSET",
+        ".\r\n..\r\n",
+        "x\r\nBcc: victim@example.org\r\n\r\nbody",
+    ] {
+        let (port, server) = Server::default().start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let summary = serde_json::to_string(hostile).unwrap();
+        let record = FIRING.replace("\"too many\"", &summary).replace("\"GET /\"", &summary);
+        let record = record.replace("\"host\":\"a\"", &format!("\"host\":{summary}"));
+        assert_eq!(run(&options(port, ""), folder.path(), &[&record]).await, (1, 0), "{hostile:?}");
+        let mails = server.mails.lock().unwrap();
+        assert_eq!(mails.len(), 1, "{hostile:?}");
+        let (from, to, message) = &mails[0];
+        assert!(from.contains("tocsin@example.org") && to.contains("a@example.org"), "{hostile:?}: {from} {to}");
+        let head = message.split("\r\n\r\n").next().unwrap();
+        let names = head.lines().filter(|line| !line.starts_with([' ', '\t']));
+        let names: Vec<_> = names.map(|line| line.split(':').next().unwrap()).collect();
+        let expected = ["From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Content-Type"];
+        assert_eq!(names, expected, "{hostile:?}");
+        assert!(!message.lines().any(|line| line.starts_with('.')), "{hostile:?}: {message}");
+        assert!(!message.replace("\r\n", "").contains(['\r', '\n']), "{hostile:?}: bare line ends");
+        assert!(!text_of(message).contains('\r'), "{hostile:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mail_whose_answer_was_lost_is_sent_again_the_same() {
+    let (port, server) = Server { drops: Mutex::new(1), ..Server::default() }.start().await;
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(&options(port, ""), folder.path(), &[FIRING]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    assert_eq!(mails.len(), 2);
+    assert_eq!(mails[0], mails[1]);
+}
+
+#[tokio::test]
+async fn one_bad_recipient_does_not_keep_the_others_from_being_told() {
+    let (port, server) = Server { unknown: Some("b@"), busy: Mutex::new(1), ..Server::default() }.start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        options(port, "").replace(r#"["a@example.org"]"#, r#"["a@example.org","b@example.org","c@example.org"]"#);
+    assert_eq!(run(&options, folder.path(), &[FIRING]).await, (2, 1));
+    let mut told: Vec<_> = server.mails.lock().unwrap().iter().map(|(_, to, _)| to.clone()).collect();
+    told.sort();
+    assert_eq!(told, ["RCPT TO:<a@example.org>", "RCPT TO:<c@example.org>"]);
+}
+
+#[tokio::test]
+async fn starttls_is_required_unless_it_is_switched_off_and_the_certificate_is_checked() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let (port, server) = Server { tls: Some(Arc::new(tls).into()), ..Server::default() }.start().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ca.pem"), made.cert.pem()).unwrap();
+    let secure = |more: &str| {
+        let options = options(port, more).replace(r#""starttls":"none","#, "");
+        options.replace("127.0.0.1", "localhost").replace('}', r#","max_age":"1s"}"#)
+    };
+    assert_eq!(run(&secure(r#","ca":"ca.pem""#), folder.path(), &[FIRING]).await, (1, 0));
+    assert_eq!(server.mails.lock().unwrap().len(), 1);
+    assert_eq!(run(&secure(""), folder.path(), &[FIRING]).await, (0, 1), "an unknown authority");
+    let (port_plain, plain) = Server::default().start().await;
+    let options = secure("").replace(&port.to_string(), &port_plain.to_string());
+    assert_eq!(run(&options, folder.path(), &[FIRING]).await, (0, 1), "a server without STARTTLS");
+    assert_eq!(server.mails.lock().unwrap().len() + plain.mails.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_record_that_is_no_alert_gets_a_mail_of_its_fields() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(&options(port, ""), folder.path(), &[r#"{"message":"disk\nfull","used":0.99}"#]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    assert_eq!(header(&mails[0].2, "Subject"), Some("disk full"));
+    expect![[r#"
+        message: disk
+        full
+        used: 0.99
+
+    "#]]
+    .assert_eq(&text_of(&mails[0].2));
+}
+
+#[test]
+fn problems_are_told() {
+    let config: Config = serde_json::from_str(
+        r#"{"smtp":"smtps://u:p@host","starttls":"none","username":"u","from":"nobody","to":["a@b.c","x y@z"],
+            "subject":"{{ x","concurrency":0,"timeout":"0s"}"#,
+    )
+    .unwrap();
+    let told: Vec<_> = config.problems().iter().map(|found| format!("{}: {}", found.option, found.message)).collect();
+    expect![[r#"
+        smtp: "smtps://u:p@host" is not the URL of a mail server
+        username: needs its `password`
+        from: "nobody" is not an address: Missing domain or user
+        to[1]: "x y@z" is not an address: Invalid email user
+        subject: unexpected end of input, expected end of variable block
+        concurrency: must be from 1 to 64
+        timeout: must be longer than nothing"#]]
+    .assert_eq(&told.join("\n"));
+}

@@ -1,0 +1,195 @@
+use std::sync::Mutex;
+
+use tocsin_pipeline::sink::Sink;
+
+use super::*;
+use crate::conformance::{Running, records};
+
+/// A peer that notes what it is told and answers as it is set.
+#[derive(Default)]
+struct Peer {
+    told: Mutex<Vec<String>>,
+    /// Answers to come; none left: delivered.
+    answers: Mutex<Vec<Answer>>,
+    /// While set, no attempt ends.
+    is_silent: std::sync::atomic::AtomicBool,
+}
+
+impl Peer {
+    fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+impl Courier for Peer {
+    fn drafts(&self, batch: &Batch, row: u32) -> Result<Vec<Draft>, String> {
+        let record = batch.value(row);
+        let text = |name: &str| record.get(vrl::path::parse_value_path(name).unwrap().segments.as_slice()).map(text_of);
+        let id = text(".id").ok_or("no id")?;
+        let draft =
+            Draft { id, receiver: "r".into(), thread: text(".thread").unwrap_or_default(), payload: vec![b'x'] };
+        Ok(vec![draft])
+    }
+
+    fn deliver(self: Arc<Self>, row: Row, _: Timestamp) -> BoxFuture<'static, Answer> {
+        Box::pin(async move {
+            if self.is_silent.load(std::sync::atomic::Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            self.told.lock().unwrap().push(row.id);
+            let mut answers = self.answers.lock().unwrap();
+            if answers.is_empty() { Answer::Delivered } else { answers.remove(0) }
+        })
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value.to_string_lossy().into_owned()
+}
+
+struct Told {
+    peer: Arc<Peer>,
+    outbox: Option<Outbox>,
+}
+
+impl Sink for Told {
+    fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(async move {
+            let settings =
+                Settings { concurrency: 4, max_age: Duration::from_secs(86_400), retry: retry::Config::default() };
+            self.outbox = Some(Outbox::open(settings, context).await?);
+            Ok(())
+        })
+    }
+
+    fn run(self: Box<Self>, context: SinkContext) -> BoxFuture<'static, Result<SinkState, SinkError>> {
+        Box::pin(self.outbox.expect("opened").run(self.peer, context))
+    }
+}
+
+async fn start(peer: &Arc<Peer>, state: Option<Bytes>, folder: Option<&std::path::Path>) -> Running {
+    let sink = Told { peer: Arc::clone(peer), outbox: None };
+    Running::start(Box::new(sink), state, folder.map(Into::into)).await.unwrap()
+}
+
+fn alert(id: &str) -> Batch {
+    records(&[&format!(r#"{{"id":"{id}","thread":"t"}}"#)])
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_not_told_again_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Arc::<Peer>::default();
+    let running = start(&peer, None, Some(folder.path())).await;
+    let state = running.state(1).await;
+    running.send(alert("a")).await;
+    running.send(alert("b")).await;
+    running.until(|metrics| metrics.sent_events() == 2).await;
+    // The entry that follows the answer is written before the next input is taken.
+    running.barrier(2).await;
+    running.crash().await;
+    // The replay brings both again, and one that is new.
+    let running = start(&peer, Some(state), Some(folder.path())).await;
+    for id in ["a", "b", "c"] {
+        running.send(alert(id)).await;
+    }
+    running.end().await.unwrap();
+    assert_eq!(peer.told(), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn what_was_about_to_be_sent_is_sent_after_a_crash_even_if_no_replay_brings_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Arc::<Peer>::default();
+    peer.is_silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    let running = start(&peer, None, Some(folder.path())).await;
+    running.send(alert("a")).await;
+    running.send(alert("b")).await;
+    running.barrier(1).await;
+    running.crash().await;
+    peer.is_silent.store(false, std::sync::atomic::Ordering::SeqCst);
+    let running = start(&peer, None, Some(folder.path())).await;
+    running.end().await.unwrap();
+    assert_eq!(peer.told(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_barrier_is_answered_while_the_peer_is_silent_and_its_state_suffices_to_go_on() {
+    let peer = Arc::<Peer>::default();
+    peer.is_silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    let running = start(&peer, None, None).await;
+    running.send(alert("a")).await;
+    let state = running.state(1).await;
+    assert_eq!(running.barrier(2).await, SinkState::Unchanged);
+    running.stop.cancel();
+    running.end().await.unwrap();
+    peer.is_silent.store(false, std::sync::atomic::Ordering::SeqCst);
+    start(&peer, Some(state), None).await.end().await.unwrap();
+    assert_eq!(peer.told(), ["a"]);
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_before_what_follows_it_and_what_never_works_is_refused() {
+    let peer = Arc::<Peer>::default();
+    let again = || Answer::Again { why: "busy".into(), wish: None };
+    *peer.answers.lock().unwrap() = vec![again(), again(), Answer::Delivered, Answer::Never { why: "no".into() }];
+    let running = start(&peer, None, None).await;
+    running.send(alert("firing")).await;
+    running.send(alert("resolved")).await;
+    let clock = Arc::clone(&running.clock);
+    let metrics = running.metrics.clone();
+    let end = tokio::spawn(running.end());
+    while !end.is_finished() {
+        // Time passes without anybody waiting for it.
+        use tocsin_pipeline::time::Clock as _;
+        clock.set(clock.now().saturating_add(Duration::from_secs(1)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    end.await.unwrap().unwrap();
+    assert_eq!(peer.told(), ["firing", "firing", "firing", "resolved"]);
+    assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Refused)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_journal_that_grows_is_written_anew_and_forgets_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Arc::<Peer>::default();
+    let running = start(&peer, None, Some(folder.path())).await;
+    let count = 20_000;
+    for number in 0..count {
+        running.send(records(&[&format!(r#"{{"id":"{number}"}}"#)])).await;
+    }
+    running.until(|metrics| metrics.sent_events() == count).await;
+    running.barrier(1).await;
+    let length = || std::fs::metadata(folder.path().join("outbox.log")).unwrap().len();
+    let before = length();
+    assert!(before > JOURNAL_GROWTH, "{before}");
+    running.commit(1).await;
+    running.barrier(2).await;
+    assert!(length() < before / 2, "{} of {before}", length());
+    running.crash().await;
+    let running = start(&peer, None, Some(folder.path())).await;
+    running.send(records(&[r#"{"id":"0"}"#, r#"{"id":"19999"}"#])).await;
+    running.end().await.unwrap();
+    assert_eq!(peer.told().len() as u64, count);
+}
+
+#[tokio::test]
+async fn a_damaged_journal_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("outbox.log"), b"not a journal, but long enough").unwrap();
+    let sink = Told { peer: Arc::default(), outbox: None };
+    let error = Running::start(Box::new(sink), None, Some(folder.path().into())).await.err().unwrap();
+    assert!(error.0.contains("outbox.log: damaged at byte 0: not a journal"), "{error}");
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_told_is_refused_and_the_others_go_on() {
+    let peer = Arc::<Peer>::default();
+    let running = start(&peer, None, None).await;
+    let metrics = running.metrics.clone();
+    running.send(records(&[r#"{"no":"id"}"#, r#"{"id":"a"}"#])).await;
+    running.end().await.unwrap();
+    assert_eq!(peer.told(), ["a"]);
+    assert_eq!(metrics.dropped_events(Reason::Refused), 1);
+}
