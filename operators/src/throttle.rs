@@ -288,7 +288,15 @@ mod tests {
             00:58 {"client":"a","n":7}
             end
             "#,
-            expect![[r#""#]],
+            expect![[r#"
+                00:01 {"client":"a","n":1}
+                00:02 {"client":"a","n":2}
+                00:03 {"client":"b","n":3}
+                01:00 {"client":"a","n":5}
+                throttled: 00:59 {"client":"a","n":4}
+                00:58 {"client":"a","n":6}
+                throttled: 00:58 {"client":"a","n":7}
+            "#]],
         );
     }
 
@@ -310,7 +318,14 @@ mod tests {
             crash
             00:02 {"n":5}
             "#,
-            expect![[r#""#]],
+            expect![[r#"
+                00:01 {"n":1}
+                00:01.100 {"n":2}
+                00:01.200 {"n":3}
+                00:01.200 {"n":3}
+                throttled: 00:01.300 {"n":4}
+                00:02 {"n":5}
+            "#]],
         );
     }
 
@@ -330,7 +345,13 @@ mod tests {
             00:01 {"client":"a"}
             00:01 {"client":"far too long"}
             "#,
-            expect![[r#""#]],
+            expect![[r#"
+                00:01 {"client":"a"}
+                00:01 {"client":"b"}
+                00:01 {"client":"a"}
+                throttled: 00:01 {"client":"a"}
+                (state_full 1)
+            "#]],
         );
     }
 
