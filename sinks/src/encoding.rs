@@ -77,7 +77,7 @@ pub(crate) struct Encoder {
 /// A part of a batch, in order.
 pub(crate) enum Piece<'a> {
     /// Records that are written as they stand in the block, each with the newline that ends it.
-    Lines { bytes: &'a [u8], records: usize },
+    Lines(&'a [u8]),
     /// A record that is to be encoded.
     Row(u32),
 }
@@ -172,30 +172,27 @@ impl Encoder {
         let keeps_changed = matches!(self.kind, Kind::Raw) && !batch.block.is_empty();
         let must_be_one_line = matches!(self.kind, Kind::Json);
         let block = &batch.block[..];
-        let (mut start, mut end, mut records) = (0, 0, 0);
+        let (mut start, mut end) = (0, 0);
         for row in batch.rows() {
             let span = batch.spans[row as usize];
             let stands = copies
                 && (keeps_changed || batch.changed(row).is_none())
                 && block.get(span.end()) == Some(&b'\n')
                 && !(must_be_one_line && memchr::memchr2(b'\n', b'\r', span.of(block)).is_some());
-            if stands && records > 0 && span.start as usize == end {
+            if stands && start < end && span.start as usize == end {
                 end = span.end() + 1;
-                records += 1;
                 continue;
             }
-            if records > 0 {
-                each(Piece::Lines { bytes: &block[start..end], records });
-                records = 0;
+            if start < end {
+                each(Piece::Lines(&block[start..end]));
             }
-            if stands {
-                (start, end, records) = (span.start as usize, span.end() + 1, 1);
-            } else {
+            (start, end) = if stands { (span.start as usize, span.end() + 1) } else { (0, 0) };
+            if !stands {
                 each(Piece::Row(row));
             }
         }
-        if records > 0 {
-            each(Piece::Lines { bytes: &block[start..end], records });
+        if start < end {
+            each(Piece::Lines(&block[start..end]));
         }
     }
 
@@ -203,7 +200,7 @@ impl Encoder {
     pub(crate) fn append_all(&self, batch: &Batch, out: &mut Vec<u8>) -> u64 {
         let mut failures = 0;
         self.pieces(batch, |piece| match piece {
-            Piece::Lines { bytes, .. } => out.extend_from_slice(bytes),
+            Piece::Lines(bytes) => out.extend_from_slice(bytes),
             Piece::Row(row) => {
                 failures += self.append(batch, row, out);
                 out.push(b'\n');
@@ -393,10 +390,10 @@ mod tests {
         let batch = lines("one\ntwo\nthree\nfour\nfive").select(vec![0, 1, 3, 4]);
         let mut runs = Vec::new();
         Encoder::new(None).pieces(&batch, |piece| match piece {
-            Piece::Lines { bytes, records } => runs.push((String::from_utf8_lossy(bytes).into_owned(), records)),
-            Piece::Row(row) => runs.push((format!("row {row}"), 1)),
+            Piece::Lines(bytes) => runs.push(String::from_utf8_lossy(bytes).into_owned()),
+            Piece::Row(row) => runs.push(format!("row {row}")),
         });
-        assert_eq!(runs, [("one\ntwo\n".to_owned(), 2), ("four\n".to_owned(), 1), ("row 4".to_owned(), 1)]);
+        assert_eq!(runs, ["one\ntwo\n", "four\n", "row 4"]);
     }
 
     #[test]

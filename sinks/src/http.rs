@@ -676,10 +676,13 @@ mod tests {
     use super::*;
     use crate::conformance::{PATIENCE, Running, json_lines, lines, records, sink, withstands};
 
+    /// The head and the body of a request.
+    type Sent = (String, Vec<u8>);
+
     /// A server that answers each request as `answers` say, then with 200, and keeps what it was sent.
     struct Server {
         url: String,
-        requests: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+        requests: Arc<Mutex<Vec<Sent>>>,
     }
 
     async fn serve(answers: &'static [&'static str]) -> Server {

@@ -406,7 +406,7 @@ impl Writer {
             let mut outcome = Ok(());
             settings.encoder.pieces(batch, |piece| match piece {
                 // A failed write keeps what it could not write, and what follows waits behind it.
-                Piece::Lines { bytes, .. } => {
+                Piece::Lines(bytes) => {
                     outcome = output.append_lines(bytes).and(std::mem::replace(&mut outcome, Ok(())))
                 }
                 Piece::Row(row) => {
@@ -474,10 +474,7 @@ impl Writer {
         if self.receipts.len() == 0 {
             return Ok(());
         }
-        self.insist("writing to a file", |writer| {
-            // All are tried: one may be on a disk that works.
-            writer.outputs.values_mut().map(Output::flush).fold(Ok(()), |all, one| all.and(one))
-        })?;
+        self.insist("writing to a file", |writer| all(writer.outputs.values_mut().map(Output::flush)))?;
         self.buffered = 0;
         self.receipts.accepted(&self.context);
         Ok(())
@@ -513,7 +510,7 @@ impl Writer {
             return (SinkState::Unchanged, None);
         }
         // A barrier does not wait for a disk that is full: this epoch is abandoned, and writing is tried again.
-        if let Err(error) = self.outputs.values_mut().map(Output::finish).fold(Ok(()), |all, one| all.and(one)) {
+        if let Err(error) = all(self.outputs.values_mut().map(Output::finish)) {
             self.context.metrics.error("write");
             return (SinkState::Failed(format!("writing to a file: {error}")), None);
         }
@@ -585,6 +582,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// Does all, even after one has failed, and tells the first failure: a folder may be on a disk that works.
+fn all(outcomes: impl Iterator<Item = io::Result<()>>) -> io::Result<()> {
+    let mut first = Ok(());
+    for outcome in outcomes {
+        first = first.and(outcome);
+    }
+    first
 }
 
 /// Sorts errors: those that time may cure stay errors, the others become an answer.
