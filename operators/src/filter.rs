@@ -132,7 +132,7 @@ mod tests {
             condition[0..11]: a condition has to be true or false, and this is always string, integer, float or null (compare it with something, as in `.status >= 500`)
         "#]].assert_eq(&script::problems::<Config>("condition = '.status + 1'"));
         expect![[r#"
-            condition[0..9]: call to undefined function: undefined function, did you mean "upcase"?
+            condition[0..9]: call to undefined function: did you mean "upcase"?
         "#]]
         .assert_eq(&script::problems::<Config>("condition = 'uppercase(.a) == 1'"));
     }

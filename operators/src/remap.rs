@@ -215,10 +215,10 @@ mod tests {
     #[test]
     fn programs_that_cannot_be_are_told() {
         expect![[r#"
-            program[5..15]: unhandled fallible assignment: this expression is fallible because at least one argument's type cannot be verified to be valid, or change this to an infallible assignment:, .a, err = to_int(.b)
+            program[5..15]: unhandled fallible assignment: this expression is fallible because at least one argument's type cannot be verified to be valid: or change this to an infallible assignment: .a, err = to_int(.b)
         "#]].assert_eq(&script::problems::<Config>("program = '.a = to_int(.b)'"));
         expect![[r#"
-            program[0..0]: function compilation error: error[E0] http_request is not available: it asks the network
+            program[5..30]: http_request is not available: it asks the network
         "#]]
         .assert_eq(&script::problems::<Config>("program = '.a = http_request!(\"http://x\")'"));
         expect![[r#"

@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use vrl::compiler::value::kind;
+use vrl::diagnostic::Label;
 use vrl::prelude::*;
 
 use super::native::starts_with_ignoring_case;
@@ -444,7 +445,9 @@ impl Function for Refused {
 }
 
 fn refusal(message: String) -> Box<dyn DiagnosticMessage> {
-    Box::new(ExpressionError::from(message))
+    // VRL moves the label to the call, which is how the place of it is known.
+    let labels = vec![Label::primary(message.clone(), Span::default())];
+    Box::new(ExpressionError::Error { message, labels, notes: Vec::new() })
 }
 
 /// A function of VRL's without the one argument that makes it read files.

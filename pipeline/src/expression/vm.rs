@@ -203,12 +203,21 @@ fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {
     list.iter()
         .filter(|diagnostic| diagnostic.is_problem())
         .map(|diagnostic| {
-            let within = diagnostic.labels().first().map_or(0..0, |label| label.span.range());
-            let labels: Vec<_> = diagnostic.labels().iter().map(|label| label.message.clone()).collect();
-            let message = match labels.is_empty() || labels == [diagnostic.message()] {
-                true => diagnostic.message().to_owned(),
-                false => format!("{}: {}", diagnostic.message(), labels.join(", ")),
-            };
+            let spans = diagnostic.labels().iter().map(|label| label.span.range());
+            let within = spans.clone().find(|span| !span.is_empty()).or(spans.clone().next()).unwrap_or(0..0);
+            let mut message = diagnostic.message().to_owned();
+            for label in diagnostic.labels().iter().map(|label| label.message.as_str()) {
+                if !message.ends_with(label) {
+                    message += if message.ends_with(':') { " " } else { ": " };
+                    message += label.trim_end();
+                }
+            }
+            // A function that refuses its arguments says so in a diagnostic within VRL's own, code and all.
+            if let Some(inner) = message.strip_prefix("function compilation error: error[")
+                && let Some((_, inner)) = inner.split_once("] ")
+            {
+                message = inner.to_owned();
+            }
             let help = diagnostic.notes().iter().find_map(|note| match note {
                 Note::Hint(hint) => Some(hint.clone()),
                 _ => None,
