@@ -41,8 +41,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sends records over TCP, UDP or a unix socket.
 ///
 /// What is waiting is written at once and together; there is no timer. When the other side is away, the sink tries again
-/// with growing waits, and the pipeline waits; checkpoints do not, they hold what is not written. A record that was written
-/// in part when a connection broke is written anew on the next one.
+/// with growing waits. Checkpoints hold what is not written; beyond 1 MiB of it the sink takes no more, and the pipeline
+/// waits. A record that was written in part when a connection broke is written anew on the next one.
 ///
 /// **State:** the bytes not written yet, 1 MiB and a batch at most.
 ///
