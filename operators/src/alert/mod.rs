@@ -41,11 +41,11 @@ const LANES_MAX: usize = 4096;
 /// {"alert": "high_error_rate", "state": "firing", "fingerprint": "8d1f…", "labels": {"vhost": "shop", "severity": "critical"},
 ///  "annotations": {"summary": "shop: 212 server errors in a minute"}, "starts_at": "2026-11-20T12:03:00Z", "ends_at": null,
 ///  "values": {"errors": 212}, "evidence": [{"raw": "…", "source": "error_rate", "coordinate": {…}}], "matches": 3,
-///  "episode": 1, "id": "b3c2…"}
+///  "episode": 1, "id": "b3c2…", "firing_id": "b3c2…"}
 /// ```
 ///
 /// `id` names the transition for ever: the same input gives the same `id` again, after a crash and in a replay. Sinks use
-/// it so that nobody is told twice. `starts_at` is when it began to fire, in event time.
+/// it so that nobody is told twice; `firing_id` is the `id` of the transition to firing of the same episode. `starts_at` is when it began to fire, in event time.
 ///
 /// **On the records of a window** each value decides: one that fulfils the condition fires (once it has done so for the
 /// time `for`), the next of the same key that does not resolves (once it has not for the time `keep_firing_for`). There is
@@ -606,7 +606,8 @@ impl Alerts {
             Value::Object(texts.iter().map(|(name, text)| (name.as_str().into(), text.as_str().into())).collect())
         };
         let moment = |time: Timestamp| Value::from(time.to_string());
-        let record: [(&str, Value); 12] = [
+        let firing_id = identity(&self.rule.name, &fingerprint, alert, "firing");
+        let record: [(&str, Value); 13] = [
             ("alert", Value::from(&*self.rule.name)),
             ("state", Value::from(state)),
             ("fingerprint", Value::from(fingerprint)),
@@ -619,6 +620,7 @@ impl Alerts {
             ("matches", Value::Integer(entry.evidence.matches as i64)),
             ("episode", Value::Integer(alert.episode as i64)),
             ("id", Value::from(id)),
+            ("firing_id", Value::from(firing_id)),
         ];
         let record: ObjectMap = record.into_iter().map(|(name, value)| (name.into(), value)).collect();
         self.told.push((time, Value::Object(record)));

@@ -131,11 +131,11 @@ fn a_record_has_the_documented_shape() {
         "#,
     );
     expect![[r#"
-        00:01 {"alert":"operator","annotations":{"summary":"shop says 503: {{ vhost }}"},"ends_at":null,"episode":1,"evidence":[{"coordinate":{"length":53,"offset":0},"raw":"{\"message\":\"{{ vhost }}\",\"status\":503,\"vhost\":\"shop\"}","source":"source"}],"fingerprint":"6ce18394d3c4ec4e","id":"7d6fe114d600d9ffec658c4dbb24b7e6","labels":{"severity":"critical","to_string(.status) ?? \"\"":"503","vhost":"shop"},"matches":1,"starts_at":"1970-01-01T00:00:01Z","state":"firing","values":{"status":503}}
+        00:01 {"alert":"operator","annotations":{"summary":"shop says 503: {{ vhost }}"},"ends_at":null,"episode":1,"evidence":[{"coordinate":{"length":53,"offset":0},"raw":"{\"message\":\"{{ vhost }}\",\"status\":503,\"vhost\":\"shop\"}","source":"source"}],"fingerprint":"6ce18394d3c4ec4e","firing_id":"7d6fe114d600d9ffec658c4dbb24b7e6","id":"7d6fe114d600d9ffec658c4dbb24b7e6","labels":{"severity":"critical","to_string(.status) ?? \"\"":"503","vhost":"shop"},"matches":1,"starts_at":"1970-01-01T00:00:01Z","state":"firing","values":{"status":503}}
         (aggregated 3)
         (expression errors 1)
         05:03 {"alert":"operator","annotations":{"summary":"shop says 503: {{ vhost }}"},"ends_at":"1970-01-01T00:05:03Z","episode":1,"evidence":[{"coordinate":{"length":53,"offset":0},"raw":"{\"message\":\"{{ vhost }}\",\"status\":503,\"vhost\":\"shop\"}","source":"source"},
-        {"coordinate":{"length":43,"offset":98},"raw":"{\"message\":\"y\",\"status\":503,\"vhost\":\"shop\"}","source":"source"}],"fingerprint":"6ce18394d3c4ec4e","id":"c3e53c45de2a1852af0d21951bc3a185","labels":{"severity":"critical","to_string(.status) ?? \"\"":"503","vhost":"shop"},"matches":3,"starts_at":"1970-01-01T00:00:01Z","state":"resolved","values":{"status":503}}
+        {"coordinate":{"length":43,"offset":98},"raw":"{\"message\":\"y\",\"status\":503,\"vhost\":\"shop\"}","source":"source"}],"fingerprint":"6ce18394d3c4ec4e","firing_id":"7d6fe114d600d9ffec658c4dbb24b7e6","id":"c3e53c45de2a1852af0d21951bc3a185","labels":{"severity":"critical","to_string(.status) ?? \"\"":"503","vhost":"shop"},"matches":3,"starts_at":"1970-01-01T00:00:01Z","state":"resolved","values":{"status":503}}
     "#]].assert_eq(&outcome.replace("},{", "},\n{"));
 }
 

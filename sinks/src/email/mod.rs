@@ -159,7 +159,8 @@ impl SinkConfig for Config {
         let mut problems = Vec::new();
         match self.server() {
             None => problems.push(
-                Problem::new("smtp", format!("{:?} is not the URL of a mail server", self.smtp))
+                // Not repeated: somebody may have written a password into it.
+                Problem::new("smtp", "is not the URL of a mail server")
                     .help("write smtps://HOST:465 or smtp://HOST:587; who logs in is `username` and `password`"),
             ),
             Some(server) if server.is_encrypted && self.starttls.is_some() => {

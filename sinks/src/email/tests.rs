@@ -168,8 +168,28 @@ async fn firing_and_resolved_arrive_once_each_in_one_thread() {
     assert_eq!(header(firing, "In-Reply-To"), None);
     assert!(header(firing, "Date").unwrap().starts_with("Fri, 20 Nov 2026 12:0"), "{firing}");
     assert_eq!(server.logins.lock().unwrap()[0], format!("AUTH PLAIN {}", STANDARD.encode("\0u\0p")));
-    expect![[""]].assert_eq(&text_of(firing));
-    expect![[""]].assert_eq(&text_of(resolved));
+    expect![[r#"
+        errors is firing.
+        summary: too many
+
+        since: 2026-11-20T12:00:00Z
+        host = a
+        errors: 7
+
+        Records (7 in all):
+          access: GET /
+    "#]]
+    .assert_eq(&text_of(firing));
+    expect![[r#"
+        errors is resolved.
+        summary: too many
+
+        since: 2026-11-20T12:00:00Z
+        until: 2026-11-20T12:05:00Z
+        host = a
+        errors: 1
+    "#]]
+    .assert_eq(&text_of(resolved));
 }
 
 #[tokio::test]
@@ -199,7 +219,7 @@ async fn what_stands_in_a_record_stays_within_its_mail() {
         assert_eq!(names, expected, "{hostile:?}");
         assert!(!message.lines().any(|line| line.starts_with('.')), "{hostile:?}: {message}");
         assert!(!message.replace("\r\n", "").contains(['\r', '\n']), "{hostile:?}: bare line ends");
-        assert!(!text_of(message).contains('\r'), "{hostile:?}");
+        assert!(!text_of(message).replace("\r\n", "").contains('\r'), "{hostile:?}: bare returns");
     }
 }
 
@@ -276,7 +296,7 @@ fn problems_are_told() {
     .unwrap();
     let told: Vec<_> = config.problems().iter().map(|found| format!("{}: {}", found.option, found.message)).collect();
     expect![[r#"
-        smtp: "smtps://u:p@host" is not the URL of a mail server
+        smtp: is not the URL of a mail server
         username: needs its `password`
         from: "nobody" is not an address: Missing domain or user
         to[1]: "x y@z" is not an address: Invalid email user
