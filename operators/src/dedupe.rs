@@ -379,7 +379,7 @@ mod tests {
     #[test]
     fn every_problem_is_told() {
         expect![[r#"
-            key.1[0..4]: call to undefined variable: undefined variable, did you mean "null"?
+            key.1[0..4]: call to undefined variable: did you mean "null"?
             within: must be longer than nothing
             max_keys: must be at least 1
         "#]]
