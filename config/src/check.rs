@@ -13,9 +13,12 @@ use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
 use crate::plan::{Place as PlanPlace, Plan, PlannedOperator, PlannedSink, PlannedSource, Test};
 use crate::report::{Found, Report, Secrets, Sources};
 use crate::shape::{Shape, Walk, list, nearest};
-use crate::substitute::{Environment, expand};
+use crate::substitute::{Environment, FILE_BYTES, Piece, expand, written};
 use crate::testing::{Names, TestOptions};
 use crate::tree::{Key, Node, Place, Table, Value, table_from_toml};
+
+/// The option whose value is the path of a file that holds a program.
+const PROGRAM_FILE: &str = "program_file";
 
 /// A file of the configuration, as read.
 #[derive(Clone, Debug)]
@@ -181,7 +184,34 @@ impl<'a> Checker<'a> {
             }
             Value::Text { .. } | Value::Scalar(_) => {}
             Value::List(values) => values.iter_mut().for_each(|value| self.substitute(value, folder)),
-            Value::Table(table) => table.iter_mut().for_each(|(_, value)| self.substitute(value, folder)),
+            Value::Table(table) => {
+                for (key, value) in table {
+                    self.substitute(value, folder);
+                    if key.name == PROGRAM_FILE {
+                        self.include(value, folder);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts the content of a file in the place of its path, so that a component can check it without reading anything.
+    fn include(&mut self, node: &mut Node<'a>, folder: &Path) {
+        let Value::Text { text: path, pieces } = &node.value else { return };
+        let from = written(pieces, &(0..path.len()));
+        let file = folder.join(path);
+        match self.environment.file(&file, FILE_BYTES) {
+            Ok(text) => {
+                let pieces = vec![Piece { from, to: 0..text.len() }];
+                node.value = Value::Text { text, pieces };
+            }
+            Err(reason) => {
+                let message = format!("cannot read the file {path:?}: {reason}");
+                let help = format!("it is looked for at {:?}", file.display().to_string());
+                self.problems.push(Found::new(&node.place, message).help(help));
+                // Nothing is wrong with a program that is not there.
+                node.value = Value::Text { text: ".".to_owned(), pieces: vec![Piece { from, to: 0..1 }] };
+            }
         }
     }
 

@@ -72,7 +72,7 @@ impl Environment for EmptyEnvironment {
 }
 
 /// Secrets are short; a larger file is a mistake.
-const FILE_BYTES: u64 = 1 << 20;
+pub(crate) const FILE_BYTES: u64 = 1 << 20;
 
 /// A part of a string that was put in place of another.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -85,6 +85,17 @@ impl OperatorConfig for Config {
 
     fn problems(&self) -> Vec<Problem> {
         match self.source() {
+            Some((option @ "program_file", source)) => Program::check(source)
+                .into_iter()
+                .map(|found| {
+                    // The place of it is in the file; in the configuration there is but its path.
+                    let before = source.get(..found.within.start).unwrap_or(source);
+                    let (line, start) = (before.matches('\n').count() + 1, before.rfind('\n').map_or(0, |at| at + 1));
+                    let column = before[start..].chars().count() + 1;
+                    let message = format!("line {line}, column {column} of the file: {}", found.message);
+                    Problem { option: option.to_owned(), within: None, message, help: found.help }
+                })
+                .collect(),
             Some((option, source)) => problems_of(option, Program::check(source)),
             None if self.program.is_some() => {
                 vec![Problem::new("program_file", "`program` is given as well").help("remove one of them")]
@@ -229,5 +240,11 @@ mod tests {
             program_file: `program` is given as well (remove one of them)
         "#]]
         .assert_eq(&script::problems::<Config>("program = '.a = 1'\nprogram_file = 'b.vrl'"));
+        // Here stands what the configuration has read from the file.
+        expect![[r#"
+            program_file: line 2, column 2 of the file: syntax error: unexpected syntax token: "InvalidToken": expected one of: ";", "\n", "|", "=", "|=", ",", "+", "*", "-", "/", "<", "<=", ">", ">=", "==", "!=", "|", "&&", "||", "??"
+            program_file: line 2, column 14 of the file: call to undefined function: did you mean "for_each"?
+        "#]]
+            .assert_eq(&script::problems::<Config>("program_file = \"\"\".a = 1\n.é = 1; .b = no_such()\n\"\"\""));
     }
 }

@@ -295,23 +295,23 @@ type = "print"
 inputs = ["branches"]
 "#,
         expect![[r#"
-            a.toml:9:51: error: call to undefined variable: undefined variable, did you mean "null"?
+            a.toml:9:51: error: call to undefined variable: did you mean "null"?
             9 | condition = ".message == \"\u00e9\" && .status >= foo"
               |                                                   ^^^
 
-            a.toml:14:20: error: call to undefined variable: undefined variable, did you mean "null"?
+            a.toml:14:20: error: call to undefined variable: did you mean "null"?
             14 | condition = '.a == nope'
                |                    ^^^^
 
-            a.toml:22:8: error: call to undefined variable: undefined variable, did you mean "false"?
+            a.toml:22:8: error: call to undefined variable: did you mean "false"?
             22 | 	.c == missing
                | 	      ^^^^^^^
 
-            a.toml:28:63: error: call to undefined variable: undefined variable, did you mean "false"?
+            a.toml:28:63: error: call to undefined variable: did you mean "false"?
             28 | condition = '.a == "${SERVER}" && .b == "${HOME:-x}" && .c == missing'
                |                                                               ^^^^^^^
 
-            a.toml:33:57: error: syntax error: unexpected end of program, expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            a.toml:33:57: error: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
             33 | routes = { slow = ".latency > 1", "odd.name" = "wrong ==" }
                |                                                         ^
 
@@ -1272,4 +1272,22 @@ proptest::proptest! {
             assert!(!shown.contains("swordfish"), "{shown}");
         }
     }
+}
+
+#[test]
+fn a_program_file_is_read_by_the_configuration() {
+    let config = |path: &str| {
+        let text = format!(
+            "[sources.access]\ntype = \"tail\"\n\n[sinks.one]\ntype = \"mail\"\ninputs = [\"access\"]\n\
+             smtp = \"smtp://example.org\"\nprogram_file = \"{path}\"\n"
+        );
+        let Err(report) = outcome(&[("etc/a.toml", &text)], &[]) else { panic!("no sink of the tests has programs") };
+        report.render(false)
+    };
+    assert!(
+        config("missing.vrl").contains("cannot read the file \"missing.vrl\": no such file"),
+        "{}",
+        config("missing.vrl")
+    );
+    assert!(!config("password").contains("cannot read"), "{}", config("password"));
 }
