@@ -166,6 +166,12 @@ pub(super) fn family(path: &Path) -> PathBuf {
     path.with_file_name(family_name(&path.file_name().unwrap_or_default().to_string_lossy()).0)
 }
 
+/// Whether a path may be that of another file of a family's rotation.
+pub(super) fn is_kin(family: &Path, path: &Path) -> bool {
+    let (Some(base), Some(name)) = (family.file_name(), path.file_name()) else { return false };
+    family.parent() == path.parent() && name.as_encoded_bytes().starts_with(base.as_encoded_bytes())
+}
+
 /// Orders paths by family, and the files of a family from the oldest to the newest as far as names tell: numbers down
 /// (`app.log.2`, `app.log.1`), dates up, and the name without either last.
 pub(super) fn order(path: &Path) -> (PathBuf, Age, PathBuf) {

@@ -29,6 +29,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// After so many failures, a file that does not change is given up: a compressed one, or any with `once`.
 const FAILURES_MAX: u32 = 6;
 
+/// A file that was written to so recently and cannot be understood may not be complete.
+const HALF_WRITTEN: Duration = Duration::from_secs(60);
+
 /// Why the worker returns before its end: it was told to stop, or nobody listens.
 struct End;
 
@@ -478,22 +481,33 @@ impl Worker {
         if self.shadows.get(&found.identity) == Some(&(found.size, found.modified)) {
             return Ok(());
         }
-        let family = find::family(&found.path);
-        let kin: Vec<u64> =
-            self.generations.iter().filter(|(_, it)| it.family == family).map(|(number, _)| *number).collect();
+        let kin: Vec<u64> = self
+            .generations
+            .iter()
+            .filter(|(_, it)| find::is_kin(&it.family, &found.path))
+            .map(|(number, _)| *number)
+            .collect();
         for number in kin {
             let generation = &self.generations[&number];
             let original = match &generation.content {
-                Some(content) if is_linked(content) => {
-                    Original::Intact { size: generation.looked.map_or(0, |it| it.0) }
-                }
-                Some(_) => Original::Gone,
+                Some(content) => original(content),
                 None if by_identity.contains_key(&generation.identity()) => {
-                    Original::Intact { size: generation.looked.map_or(0, |it| it.0) }
+                    Original::Intact { size: generation.looked.map_or(0, |it| it.0).max(generation.position.offset) }
                 }
                 None => Original::Gone,
             };
-            let Ok((candidate, content)) = candidate(&generation.position, found) else { continue };
+            if found.path != Path::new(&generation.position.path) && is_beginning(found, generation) {
+                // As much of a copy as has been made of it so far, or the same words by chance: more of it will tell.
+                self.shadows.insert(found.identity, (found.size, found.modified));
+                return Ok(());
+            }
+            let Ok((candidate, content)) = candidate(&generation.position, found) else {
+                // It may be half written: a compressed file cannot be told before.
+                if self.context.clock.now().since(found.modified) < HALF_WRITTEN {
+                    return Ok(());
+                }
+                continue;
+            };
             match on_found(&generation.position, original, candidate) {
                 Found::Fresh => {}
                 Found::Shadow => {
@@ -905,6 +919,32 @@ fn modified(metadata: &std::fs::Metadata) -> Timestamp {
 /// Whether an open file still has a name.
 fn is_linked(content: &Content) -> bool {
     content.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+}
+
+/// What has become of a file that is open.
+fn original(content: &Content) -> Original {
+    match content.file.metadata() {
+        Ok(metadata) if metadata.nlink() > 0 => match content.size() {
+            Ok(Some(size)) if size < content.offset() => Original::Gone,
+            _ => Original::Intact { size: metadata.len().max(content.offset()) },
+        },
+        _ => Original::Gone,
+    }
+}
+
+/// Whether a file holds the first bytes of a generation and not yet enough of them to tell it by its guards.
+fn is_beginning(found: &There, generation: &Generation) -> bool {
+    if found.size >= generation.position.head_len {
+        return false;
+    }
+    let head = |path: &Path| {
+        let (file, identity) = content::open(path)?;
+        Ok::<_, io::Error>((Content::new(file)?.head(found.size)?, identity))
+    };
+    match (head(&found.path), head(&generation.path)) {
+        (Ok((copied, _)), Ok((written, identity))) => identity == generation.identity() && copied == written,
+        _ => false,
+    }
 }
 
 /// What a file without a position is beside a generation; the content stands at the position where it matches.
