@@ -42,32 +42,32 @@ inputs = ["access"]
 tumbling = "7300d"
 aggregates = { clients = "distinct(.client)" }
 
-[sinks.minutes]
+[sinks.minutes_out]
 type = "file"
 inputs = ["minutes"]
 path = "${OUT}/minutes.ndjson"
 
-[sinks.late]
+[sinks.late_out]
 type = "file"
 inputs = ["minutes.late"]
 path = "${OUT}/late.log"
 
-[sinks.statuses]
+[sinks.statuses_out]
 type = "file"
 inputs = ["statuses"]
 path = "${OUT}/statuses.ndjson"
 
-[sinks.methods]
+[sinks.methods_out]
 type = "file"
 inputs = ["methods"]
 path = "${OUT}/methods.ndjson"
 
-[sinks.clients]
+[sinks.clients_out]
 type = "file"
 inputs = ["clients"]
 path = "${OUT}/clients.ndjson"
 
-[sinks.unparsable]
+[sinks.unparsable_out]
 type = "file"
 inputs = ["access.rejected"]
 path = "${OUT}/unparsable.ndjson"

@@ -57,23 +57,23 @@ inputs = ["by_service"]
 condition = ".max > 399.9"
 labels = { severity = "warning" }
 
-[sinks.windows]
+[sinks.windows_out]
 type = "file"
 inputs = ["by_service"]
 path = "${OUT}/windows.ndjson"
 
-[sinks.kept]
+[sinks.kept_out]
 type = "file"
 inputs = ["kept"]
 path = "${OUT}/kept.ndjson"
 
-[sinks.packed]
+[sinks.packed_out]
 type = "file"
 inputs = ["kept"]
 path = "${OUT}/kept.ndjson.gz"
 compression = "gzip"
 
-[sinks.alerts]
+[sinks.alerts_out]
 type = "file"
 inputs = ["slow"]
 path = "${OUT}/alerts.ndjson"

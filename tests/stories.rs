@@ -23,6 +23,12 @@ fn stories() -> Vec<PathBuf> {
     cases().into_iter().filter(|case| !case.join("expected.err").exists()).collect()
 }
 
+/// The input files of a story, with their place in `folder` and their content.
+fn inputs(case: &Path, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(case.join("input")).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (folder.join(entry.file_name()), fs::read(entry.path()).unwrap())).collect()
+}
+
 /// Compares (or rewrites) the files of `expected/` with those in `out`.
 fn compare(case: &Path, out: &Path, way: &str) {
     let expected = case.join("expected");
@@ -41,6 +47,7 @@ fn compare(case: &Path, out: &Path, way: &str) {
         names
     };
     assert_eq!(names(out), names(&expected), "{}: files, {way}", case.display());
+    assert!(!names(out).is_empty(), "{}: it wrote nothing", case.display());
     for name in names(&expected) {
         let (want, got) = (fs::read(expected.join(&name)).unwrap(), fs::read(out.join(&name)).unwrap());
         assert!(
@@ -59,18 +66,25 @@ fn every_story_ends_the_same_whichever_way_it_is_run() {
     for case in stories() {
         let ways: [(&str, &[&str], bool); 4] = [
             ("straight", &[], false),
-            ("with checkpoints", &["--set", "daemon.checkpoint_interval=5ms"], true),
+            ("with checkpoints", &["--set", "daemon.checkpoint_interval=10ms"], true),
             ("on one thread", &["--set", "daemon.threads=1"], true),
             ("on four threads", &["--set", "daemon.threads=4"], false),
         ];
         for (way, arguments, has_state) in ways {
             let folder = tempfile::tempdir().unwrap();
-            let out = folder.path().join("out");
+            let (input, out) = (folder.path().join("in"), folder.path().join("out"));
+            fs::create_dir(&input).unwrap();
             fs::create_dir(&out).unwrap();
-            let mut command = tocsin(&["run", "--once", &case.join("pipeline.toml").to_string_lossy()]);
-            command.args(arguments).env("CASE", case.join("input")).env("OUT", &out);
+            for (path, content) in inputs(&case, &input) {
+                fs::write(path, content).unwrap();
+            }
+            let mut command = tocsin(&["run", "--once"]);
+            // Relative paths: coordinates name them, and the golden output is that of every machine.
+            fs::copy(case.join("pipeline.toml"), folder.path().join("pipeline.toml")).unwrap();
+            command.arg("pipeline.toml").args(arguments).current_dir(folder.path());
+            command.env("CASE", "in").env("OUT", "out");
             if has_state {
-                command.arg("--data-dir").arg(folder.path().join("state"));
+                command.args(["--data-dir", "state"]);
             }
             let output = command.output().unwrap();
             assert!(
@@ -97,21 +111,17 @@ fn a_story_that_is_killed_and_resumed_ends_the_same() {
             let (input, out, state) = (folder.path().join("in"), folder.path().join("out"), folder.path().join("state"));
             fs::create_dir(&input).unwrap();
             fs::create_dir(&out).unwrap();
-            let files: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(case.join("input"))
-                .unwrap()
-                .map(|entry| entry.unwrap())
-                .map(|entry| (input.join(entry.file_name()), fs::read(entry.path()).unwrap()))
-                .collect();
-            let pipeline = case.join("pipeline.toml").to_string_lossy().into_owned();
+            let files = inputs(&case, &input);
+            fs::copy(case.join("pipeline.toml"), folder.path().join("pipeline.toml")).unwrap();
             let prepare = |arguments: &[&str]| {
                 let mut command = tocsin(arguments);
                 command
-                    .arg(&pipeline)
-                    .args(["--set", "daemon.checkpoint_interval=5ms"])
-                    .arg("--data-dir")
-                    .arg(&state)
-                    .env("CASE", &input)
-                    .env("OUT", &out);
+                    .arg("pipeline.toml")
+                    .args(["--set", "daemon.checkpoint_interval=10ms"])
+                    .args(["--data-dir", "state"])
+                    .current_dir(folder.path())
+                    .env("CASE", "in")
+                    .env("OUT", "out");
                 command
             };
             for part in 1..parts {
