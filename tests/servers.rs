@@ -181,6 +181,7 @@ impl Scene {
                 let body: Json = serde_json::from_str(request["body"].as_str().unwrap()).unwrap();
                 let headers = request["headers"].as_object().unwrap();
                 let key = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("idempotency-key")).unwrap().1;
+                assert_eq!(&body["id"], key, "it goes by the name that the rule gave it");
                 (body["state"].as_str().unwrap().to_owned(), key.as_str().unwrap().to_owned())
             })
             .collect()
@@ -210,6 +211,9 @@ fn an_alert_is_told_once_when_it_fires_and_once_when_it_resolves() {
     assert!(daemon.terminate().success());
     let (mails, hooks) = (scene.mails(), scene.hooks());
     assert_eq!((mails.len(), hooks.len()), (2, 2), "{mails:?} {hooks:?}");
+    for ((_, message_id), (_, id)) in mails.iter().zip(&hooks) {
+        assert!(message_id.starts_with(&format!("<{id}.")), "the mail and the request tell one thing: {message_id} {id}");
+    }
     assert!(mails[0].0.contains("FIRING") && mails[1].0.to_uppercase().contains("RESOLVED"), "{mails:?}");
     assert_eq!((hooks[0].0.as_str(), hooks[1].0.as_str()), ("firing", "resolved"));
     println!("mails: {mails:?}\nrequests: {hooks:?}");

@@ -69,6 +69,10 @@ impl Template {
         syntax.keep_trailing_newline(true);
         environment.set_syntax(syntax.build().expect("the usual delimiters"));
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+        // A null stands for nothing, not for the word.
+        environment.set_formatter(|out, state, value| {
+            if value.is_none() { Ok(()) } else { minijinja::escape_formatter(out, state, value) }
+        });
         environment.set_auto_escape_callback(move |_| match escape {
             Escape::None => AutoEscape::None,
             Escape::Html => AutoEscape::Html,
@@ -246,6 +250,7 @@ mod tests {
             ! `a.b`: `a` is undefined"#]],
         );
         check("{{ a | default('-') }} {% if a %}x{% endif %}", Escape::None, "{}", expect!["- "]);
+        check("[{{ a }}]", Escape::None, r#"{"a": null}"#, expect!["[]"]);
     }
 
     #[test]

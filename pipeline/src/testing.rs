@@ -1,8 +1,14 @@
 //! Small stand-ins for tests of the engine itself.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 use vrl::value::{ObjectMap, Value};
 
 use crate::codec::{Codec, DecodeError, Row};
+use crate::event::{Batch, Lane, Origin};
+use crate::time::Timestamp;
 
 /// The record is the field `.message`.
 #[derive(Debug)]
@@ -33,4 +39,22 @@ impl Codec for TextCodec {
     fn escapes(&self) -> bool {
         false
     }
+}
+
+/// A lane of lines.
+pub fn text_lane(source: &str) -> Arc<Lane> {
+    Arc::new(Lane {
+        source: source.into(),
+        partition: String::new(),
+        origin: Origin::Stream,
+        codec: Arc::new(TextCodec),
+        out_of_order: Duration::ZERO,
+    })
+}
+
+/// The lines of a text as a batch.
+pub fn text_batch(lane: &Arc<Lane>, text: &str) -> Batch {
+    let block = Bytes::copy_from_slice(text.as_bytes());
+    let spans = crate::intake::lines(&block);
+    Batch::new(Arc::clone(lane), block, 0, spans, Timestamp(0))
 }

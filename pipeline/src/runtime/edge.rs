@@ -234,3 +234,96 @@ impl Inbox {
         self.blocked.iter().zip(&self.ended).all(|(blocked, ended)| *blocked || *ended)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{text_batch, text_lane};
+
+    fn ticket(epoch: u64) -> Arc<Ticket> {
+        Arc::new(Ticket { epoch, full: false, prepared: Mutex::default(), acknowledgements: Mutex::default() })
+    }
+
+    fn edges(count: usize, capacity: usize) -> (Vec<Edge>, Inbox) {
+        let (sender, receiver) = mpsc::channel(EDGE_MESSAGES);
+        let edges = (0..count).map(|from| Edge {
+            to: TaskId::Stage(0),
+            door: Door::Inbox(sender.clone()),
+            from,
+            budget: Arc::new(Semaphore::new(capacity)),
+            capacity,
+            when_full: WhenFull::Block,
+            metrics: crate::metrics::Metrics::new().component("to", "operator"),
+        });
+        (edges.collect(), Inbox::new(receiver, count))
+    }
+
+    fn data(text: &str) -> Input {
+        Input::Batch(text_batch(&text_lane("in"), text))
+    }
+
+    /// What an inbox hands over, in words, until `count` things have come.
+    async fn read(inbox: &mut Inbox, count: usize) -> String {
+        let mut words = Vec::new();
+        for _ in 0..count {
+            words.push(match inbox.next().await {
+                Some(Arrived::Data { input: Input::Batch(batch), .. }) => {
+                    String::from_utf8_lossy(batch.record(0)).into_owned()
+                }
+                Some(Arrived::Data { .. }) => unreachable!("nothing is prepared here"),
+                Some(Arrived::Watermark(watermark)) => format!("watermark {}", watermark.0),
+                Some(Arrived::Barrier(ticket)) => format!("barrier {}", ticket.epoch),
+                Some(Arrived::End) => "end".to_owned(),
+                None => "nothing".to_owned(),
+            });
+        }
+        words.join(", ")
+    }
+
+    #[tokio::test]
+    async fn an_edge_that_has_delivered_its_barrier_is_not_read_until_all_have() {
+        let (edges, mut inbox) = edges(2, 1 << 20);
+        let (first, second) = (ticket(1), ticket(2));
+        edges[0].signal(Signal::Barrier(Arc::clone(&first))).await.unwrap();
+        edges[0].send(0, data("a after")).await.unwrap();
+        edges[0].signal(Signal::Barrier(Arc::clone(&second))).await.unwrap();
+        edges[1].send(0, data("b before")).await.unwrap();
+        edges[1].signal(Signal::Barrier(first)).await.unwrap();
+        edges[1].send(0, data("b after")).await.unwrap();
+        edges[1].signal(Signal::Barrier(second)).await.unwrap();
+        assert_eq!(read(&mut inbox, 5).await, "b before, barrier 1, a after, b after, barrier 2");
+    }
+
+    #[tokio::test]
+    async fn an_inbox_ends_when_all_its_edges_have_and_barriers_do_not_wait_for_those() {
+        let (edges, mut inbox) = edges(2, 1 << 20);
+        edges[0].signal(Signal::End).await.unwrap();
+        edges[1].signal(Signal::Watermark(Timestamp(5))).await.unwrap();
+        edges[1].signal(Signal::Barrier(ticket(1))).await.unwrap();
+        edges[0].signal(Signal::Watermark(Timestamp(7))).await.unwrap();
+        edges[1].signal(Signal::End).await.unwrap();
+        assert_eq!(read(&mut inbox, 3).await, "barrier 1, watermark 5, end");
+    }
+
+    #[tokio::test]
+    async fn a_full_edge_makes_its_writer_wait_until_what_it_holds_is_gone() {
+        let (edges, mut inbox) = edges(1, 10);
+        edges[0].send(0, data("larger than the edge")).await.unwrap();
+        let mut second = Box::pin(edges[0].send(0, data("second")));
+        assert!(futures_util::poll!(second.as_mut()).is_pending(), "the edge is full");
+        let Some(Arrived::Data { permit, .. }) = inbox.next().await else { panic!("the first has arrived") };
+        assert!(futures_util::poll!(second.as_mut()).is_pending(), "the first is still worked on");
+        drop(permit);
+        second.await.unwrap();
+        assert_eq!(read(&mut inbox, 1).await, "second");
+    }
+
+    #[tokio::test]
+    async fn a_full_edge_that_may_drop_counts_what_it_drops() {
+        let (mut edges, _inbox) = edges(1, 10);
+        edges[0].when_full = WhenFull::DropNewest;
+        edges[0].send(0, data("larger than the edge")).await.unwrap();
+        edges[0].send(0, data("second")).await.unwrap();
+        assert_eq!(edges[0].metrics.dropped_events(Reason::BufferFull), 1);
+    }
+}

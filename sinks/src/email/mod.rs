@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types::{Duration, Secret};
-use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::event::{Batch, Field};
 use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkState};
 use tocsin_pipeline::template::{self, Escape, Template};
 use tocsin_pipeline::time::Timestamp;
@@ -296,8 +296,8 @@ impl Courier for Post {
     fn drafts(&self, batch: &Batch, row: u32) -> Result<Vec<Draft>, String> {
         let record = batch.value(row);
         let Identity { id, thread } = Identity::of(&record, batch, row);
-        let text = |name: &str| match record.as_object()?.get(name)? {
-            Value::Bytes(text) => Some(String::from_utf8_lossy(text).into_owned()),
+        let text = |name: &str| match Field::of_value(record.as_object()?.get(name)?) {
+            Field::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
             _ => None,
         };
         let begun = text("firing_id").filter(|_| text("state").as_deref() == Some("resolved"));

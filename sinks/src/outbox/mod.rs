@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tocsin_pipeline::event::{Batch, Lane, Origin, Span};
+use tocsin_pipeline::event::{Batch, Field, Lane, Origin, Span};
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
@@ -87,8 +87,8 @@ pub(crate) struct Identity {
 impl Identity {
     /// Alerts have a name of their own; other records are named by what they are and where they stood.
     pub(crate) fn of(record: &Value, batch: &Batch, row: u32) -> Self {
-        let text = |name: &str| match record.as_object()?.get(name)? {
-            Value::Bytes(text)
+        let text = |name: &str| match Field::of_value(record.as_object()?.get(name)?) {
+            Field::Text(text)
                 if !text.is_empty() && text.len() <= 128 && text.iter().all(u8::is_ascii_alphanumeric) =>
             {
                 Some(String::from_utf8_lossy(text).into_owned())
