@@ -91,14 +91,12 @@ pub(crate) struct Running {
     given: usize,
     /// Everything that happened beside records, in order.
     pub notes: Vec<String>,
-    pub metrics: Metrics,
 }
 
 impl Running {
     pub(crate) async fn new(mut source: Box<dyn Source>, start: Start) -> Self {
         let (sender, events) = mpsc::channel(start.room);
         let stop = CancellationToken::new();
-        let metrics = Metrics::new();
         let context = SourceContext {
             name: "source".into(),
             codec: Arc::new(Opaque),
@@ -109,14 +107,14 @@ impl Running {
             once: start.once,
             data_dir: None,
             clock: Arc::new(SystemClock::default()),
-            metrics: metrics.component("source", "source"),
+            metrics: Metrics::new().component("source", "source"),
             stop: stop.clone(),
             events: sender,
         };
         source.open(&context).await.unwrap();
         let task = tokio::spawn(source.run(context));
         let positions = start.positions.unwrap_or_default();
-        Self { events, stop, task, positions, told: Vec::new(), given: 0, notes: Vec::new(), metrics }
+        Self { events, stop, task, positions, told: Vec::new(), given: 0, notes: Vec::new() }
     }
 
     /// Takes the next event in; `false` at the end.
@@ -140,7 +138,7 @@ impl Running {
         match event {
             SourceEvent::Block(lane, block) => {
                 let spans = match &block.framing {
-                    Framing::Lines => tocsin_pipeline_lines(&block.bytes),
+                    Framing::Lines => lines(&block.bytes),
                     Framing::Spans(spans) => {
                         spans.iter().map(|span| (span.start as usize, span.of(&block.bytes).to_vec())).collect()
                     }
@@ -206,14 +204,16 @@ impl Running {
     }
 
     /// Runs a source that ends by itself.
-    pub(crate) async fn to_end(mut self) -> (Vec<Told>, Vec<String>, BTreeMap<String, Json>, Result<(), SourceError>) {
+    pub(crate) async fn read_to_end(
+        mut self,
+    ) -> (Vec<Told>, Vec<String>, BTreeMap<String, Json>, Result<(), SourceError>) {
         while self.step().await {}
         let outcome = self.task.await.unwrap();
         (self.told, self.notes, self.positions, outcome)
     }
 }
 
-fn tocsin_pipeline_lines(bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
+fn lines(bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
     let mut start = 0;
     let mut lines = Vec::new();
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -243,7 +243,7 @@ pub(crate) async fn goes_on_from_every_position(make: impl Fn() -> Box<dyn Sourc
     assert!(places.len() > 2, "there are places to go on from");
     for (at, (told, positions)) in places.into_iter().enumerate().skip(1) {
         let start = Start { once: true, positions: Some(positions), ..start.clone() };
-        let (rest, ..) = Running::new(make(), start).await.to_end().await;
+        let (rest, ..) = Running::new(make(), start).await.read_to_end().await;
         let mut both = [told, rest].concat();
         both.sort();
         assert_eq!(both.len(), all.len(), "after event {at}");

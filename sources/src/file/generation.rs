@@ -43,8 +43,6 @@ pub(super) struct Generation {
     recent_end: u64,
     /// The generation that this one follows in the same place: it is read to its end first.
     pub after: Option<u64>,
-    /// Whether the tail guard has been looked at since it was last at its end.
-    pub is_checked: bool,
     pub is_idle_told: bool,
     /// It was found under another name, or not at all, since then.
     pub displaced: Option<Duration>,
@@ -74,7 +72,6 @@ impl Generation {
             recent: Vec::new(),
             recent_end: position.offset,
             after: None,
-            is_checked: false,
             is_idle_told: false,
             displaced: None,
             grown: Duration::ZERO,
@@ -92,7 +89,6 @@ impl Generation {
         self.framer = framer(records, self.position.offset);
         self.recent.clear();
         self.recent_end = self.position.offset;
-        self.is_checked = false;
     }
 
     /// Goes on in another file that holds the same.

@@ -64,8 +64,6 @@ pub(super) struct Worker {
     open: BTreeSet<u64>,
     /// Copies of what is read elsewhere, as they were when they were found to be.
     shadows: BTreeMap<Identity, (u64, Timestamp)>,
-    /// Files that were truncated: the number of their next generation.
-    reborn: BTreeMap<Identity, (u32, Option<u64>)>,
     /// What the paths said that could not be opened, so that it is told once.
     troubled: BTreeSet<PathBuf>,
     is_first_look: bool,
@@ -107,7 +105,6 @@ impl Worker {
             timed: BTreeSet::new(),
             open: BTreeSet::new(),
             shadows: BTreeMap::new(),
-            reborn: BTreeMap::new(),
             troubled: BTreeSet::new(),
             is_first_look: true,
             looked: Duration::ZERO,
@@ -530,26 +527,35 @@ impl Worker {
             self.context.metrics.error("too_many_files");
             return Ok(());
         }
-        let (mut number, mut after) = self.reborn.remove(&found.identity).unwrap_or_default();
-        while self.by_partition.contains_key(&found.identity.partition(number)) {
-            number += 1;
-        }
         let now = self.context.clock.now();
-        if number == 0
-            && self.options.ignore_older.is_some_and(|age| now.since(found.modified) > age.0)
-            && found.modified < now
-        {
+        if self.options.ignore_older.is_some_and(|age| now.since(found.modified) > age.0) {
             return Ok(());
         }
         let path = found.path.to_string_lossy().into_owned();
         // Whoever was here before is read first.
-        after = after.or_else(|| {
-            self.generations.iter().filter(|(_, it)| it.position.path == path).map(|(number, _)| *number).next_back()
-        });
+        let after = self.generations.iter().filter(|(_, it)| it.position.path == path).map(|(number, _)| *number);
+        let after = after.last();
+        let from_end = self.is_first_look && self.options.read_from == ReadFrom::End && !self.context.restored;
+        self.begin(found, path, 0, after, from_end)
+    }
+
+    /// Begins to read a file, as the next generation after `after` of what was called `path` first.
+    fn begin(
+        &mut self,
+        found: &There,
+        path: String,
+        mut generation: u32,
+        after: Option<u64>,
+        from_end: bool,
+    ) -> Result<(), End> {
+        while self.by_partition.contains_key(&found.identity.partition(generation)) {
+            generation += 1;
+        }
+        let now = self.context.clock.now();
         let mut position = Position {
             path,
             identity: found.identity,
-            generation: number,
+            generation,
             offset: 0,
             head: String::new(),
             head_len: 0,
@@ -557,7 +563,7 @@ impl Worker {
             finished: None,
             last_seen: now.0,
         };
-        if self.is_first_look && self.options.read_from == ReadFrom::End && !self.context.restored {
+        if from_end {
             match end_of(found, self.context.records.max_record_bytes) {
                 Ok((offset, head, tail)) => {
                     position.offset = offset;
@@ -571,8 +577,8 @@ impl Worker {
                 }
             }
         }
-        let mut generation =
-            Generation::new(&self.context, found.identity.partition(number), position, found.path.clone());
+        let partition = found.identity.partition(generation);
+        let mut generation = Generation::new(&self.context, partition, position, found.path.clone());
         generation.after = after;
         generation.looked = Some((found.size, found.modified));
         generation.grown = self.context.clock.monotonic();
@@ -632,13 +638,7 @@ impl Worker {
         let mut wanted = BLOCK_BYTES;
         if let Some(size) = size {
             let offset = content.offset();
-            let is_checked = std::mem::replace(&mut generation.is_checked, true);
-            let position = &generation.position;
-            let tail_matches = || {
-                // A tail that cannot be read now says nothing; reading will.
-                is_checked || content.tail(position.offset).is_ok_and(|tail| tail.is_none() || tail == position.tail)
-            };
-            match on_look(size, offset, tail_matches) {
+            match on_look(size, offset, || tail_matches(content, &generation.position)) {
                 Look::Truncated => return self.truncated(number),
                 Look::Nothing => return self.at_end(number),
                 Look::Read => wanted = usize::try_from(size - offset).map_or(BLOCK_BYTES, |size| size.min(BLOCK_BYTES)),
@@ -649,11 +649,19 @@ impl Worker {
         if buffer.capacity() < BLOCK_BYTES {
             buffer.reserve_exact(wanted);
         }
-        let start = generation.framer.next_offset();
+        let (start, carried) = (generation.framer.next_offset(), buffer.len());
         let outcome = content.read(&mut buffer);
+        // Once more: it may have been truncated and written anew while it was looked at and read.
+        let is_truncated = !tail_matches(content, &generation.position);
+        if is_truncated {
+            buffer.truncate(carried);
+        }
         let chunk = self.buffers.share(buffer);
         let mut framed = Vec::new();
         generation.framer.push(chunk.clone(), now, &mut framed);
+        if is_truncated {
+            return self.truncated(number);
+        }
         if !framed.is_empty() {
             generation.is_idle_told = false;
         }
@@ -740,7 +748,6 @@ impl Worker {
         self.troubled.remove(&self.generations[&number].path);
         let generation = self.generations.get_mut(&number).expect("it was here before");
         generation.content = Some(content);
-        generation.is_checked = true;
         self.open.insert(number);
         Ok(true)
     }
@@ -764,7 +771,6 @@ impl Worker {
     /// There is nothing more to read just now.
     fn at_end(&mut self, number: u64) -> Result<(), End> {
         let generation = self.generations.get_mut(&number).expect("the caller has it");
-        generation.is_checked = false;
         self.dirty.remove(&number);
         let is_compressed = generation.content.as_ref().is_some_and(|content| content.form.is_compressed());
         if self.once || generation.is_ending || is_compressed {
@@ -817,20 +823,26 @@ impl Worker {
     fn truncated(&mut self, number: u64) -> Result<(), End> {
         let generation = &self.generations[&number];
         let (identity, next) = (generation.identity(), generation.position.generation + 1);
-        let origin = PathBuf::from(&generation.position.path);
-        let siblings: Vec<There> = find::siblings(&origin).iter().filter_map(|path| self.stat(path)).collect();
+        let (origin, place) = (generation.position.path.clone(), generation.path.clone());
+        let siblings: Vec<There> =
+            find::siblings(Path::new(&origin)).iter().filter_map(|path| self.stat(path)).collect();
         self.is_stale = true;
+        let mut after = None;
         if let Some((found, content)) = self.copy_among(number, &siblings) {
-            self.reborn.insert(identity, (next, Some(number)));
             self.continue_in(number, found, Some(content));
-            return Ok(());
+            after = Some(number);
+        } else {
+            tracing::info!(path = %place.display(), "truncated; its new content is read");
+            self.hand_over_rest(number)?;
+            let lane = Arc::clone(&self.generations[&number].lane);
+            self.remove(number);
+            self.emit(SourceEvent::Closed { lane, keep: None })?;
         }
-        self.reborn.insert(identity, (next, None));
-        tracing::info!(path = %self.generations[&number].path.display(), "truncated; its new content is read");
-        self.hand_over_rest(number)?;
-        let lane = Arc::clone(&self.generations[&number].lane);
-        self.remove(number);
-        self.emit(SourceEvent::Closed { lane, keep: None })
+        // At once, and not at the next look: it may have been renamed to where the patterns do not reach.
+        match self.stat(&place) {
+            Some(found) if found.identity == identity => self.begin(&found, origin, next, after, false),
+            _ => Ok(()),
+        }
     }
 
     /// Does what is due: lines that waited for more, files that were renamed and have been quiet.
@@ -919,6 +931,15 @@ fn modified(metadata: &std::fs::Metadata) -> Timestamp {
 /// Whether an open file still has a name.
 fn is_linked(content: &Content) -> bool {
     content.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+}
+
+/// Whether what stands before the position is still what was read. A tail that cannot be read now says nothing; reading
+/// will tell.
+fn tail_matches(content: &mut Content, position: &Position) -> bool {
+    match content.tail(position.offset) {
+        Ok(tail) => position.tail.is_none() || content.form != Form::Plain || tail == position.tail,
+        Err(_) => true,
+    }
 }
 
 /// What has become of a file that is open.
