@@ -4,6 +4,7 @@
 //! epoch, most of them in older segments. The rename of the manifest, made durable, is what makes the epoch the truth.
 //! What to do with what is found at start is decided by [`decide`], which touches nothing.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -304,12 +305,12 @@ impl Checkpoints {
         }
         let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
         for place in places(&manifest) {
-            if !segments.contains_key(&place.segment) {
+            if let Entry::Vacant(entry) = segments.entry(place.segment) {
                 let path = self.path("segment", place.segment);
                 let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
                 let content = self.storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
                 self.segments.insert(place.segment, content.len() as u64);
-                segments.insert(place.segment, (name, content));
+                entry.insert((name, content));
             }
         }
         let piece = |place: &Place, kind| -> Result<Vec<u8>, String> {

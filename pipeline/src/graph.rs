@@ -413,7 +413,7 @@ impl<'a> Cutter<'a> {
         }
         // A record that the pre-filter skips is not decoded, so neither its time nor its faults would be seen: it is used
         // only where nobody asks for those.
-        let is_alone = !needs_time && rejected.is_empty() && matches!(source.intake.records.multiline, None);
+        let is_alone = !needs_time && rejected.is_empty() && source.intake.records.multiline.is_none();
         let prefilter = match source.outputs[..] {
             [Target::Operator { index, .. }] if is_alone => {
                 let literals = self.transforms.get(&index).and_then(|node| node.transform.prefilter());

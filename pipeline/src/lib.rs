@@ -19,8 +19,8 @@ pub mod sink;
 pub mod source;
 pub mod store;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;
 pub mod timestamp;
 pub mod watermark;
-#[cfg(test)]
-pub(crate) mod testing;

@@ -1,0 +1,352 @@
+//! Takes the checkpoints and leads the pipeline to its end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::edge::{Level, Signal, Ticket};
+use super::start::Runner;
+use super::{Done, Failure, Report, RunError, StateReport};
+use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::sink::{Queued, SinkInput, SinkState};
+
+/// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Checkpoints that clients wait for are taken at most this often.
+const HURRIED_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Whether the pipeline can go on after a task has ended.
+enum Health {
+    Well,
+    /// A task writes to one that is gone.
+    Broken,
+}
+
+/// Takes the checkpoints and leads the pipeline to its end.
+pub(super) struct Coordinator {
+    /// How many sources, stages and sinks there are.
+    pub counts: (usize, usize, usize),
+    pub checkpoints: Option<Checkpoints>,
+    pub reports: mpsc::Receiver<Report>,
+    /// How many sources have come to an end, their own or because they were told to stop.
+    pub ended: usize,
+    /// A task has failed: no barrier can pass any more.
+    pub is_broken: bool,
+    /// What each sink said last.
+    pub sink_states: Vec<Option<Bytes>>,
+    pub levels: Vec<Level>,
+}
+
+impl Coordinator {
+    pub async fn run(mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+        let mut ticks = tokio::time::interval(runner.settings.checkpoint_interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let hurry = Arc::clone(&runner.hurry);
+        let activity = Arc::clone(&runner.activity);
+        let mut covered = u64::MAX;
+        let stop = runner.stop.clone();
+        let patience = runner.settings.shutdown_timeout;
+        let overdue = async move {
+            stop.cancelled().await;
+            tokio::time::sleep(patience).await;
+        };
+        let mut overdue = std::pin::pin!(overdue);
+        while self.ended < self.counts.0 && !self.is_broken {
+            tokio::select! {
+                report = self.reports.recv() => self.between(report),
+                _ = ticks.tick() => self.levels.iter().for_each(Level::measure),
+                () = &mut overdue => {
+                    tracing::warn!("the sources did not stop in time; what is under way is read again after the next start");
+                    return Ok(());
+                }
+                () = hurry.notified() => tokio::time::sleep(HURRIED_INTERVAL).await,
+                done = runner.set.join_next(), if !runner.set.is_empty() => {
+                    match self.joined(runner, done)? {
+                        Health::Well => continue,
+                        Health::Broken => return self.explain(runner).await,
+                    }
+                }
+            }
+            let now = activity.load(Ordering::Relaxed);
+            // An idle daemon writes nothing.
+            if now != covered && self.ended < self.counts.0 {
+                covered = now;
+                self.checkpoint(runner).await?;
+            }
+        }
+        if self.is_broken {
+            return Ok(());
+        }
+        self.finish(runner).await
+    }
+
+    /// A report outside a checkpoint: only the end of a source.
+    fn between(&mut self, report: Option<Report>) {
+        if let Some(Report::SourceEnded) = report {
+            self.ended += 1;
+        }
+    }
+
+    /// A task has ended before its time: only sources may, and sinks that nobody reads any more.
+    fn joined(
+        &mut self,
+        runner: &Runner<'_>,
+        done: Option<Result<Result<Done, Failure>, tokio::task::JoinError>>,
+    ) -> Result<Health, RunError> {
+        match done {
+            None | Some(Ok(Ok(Done::Source | Done::Task))) => Ok(Health::Well),
+            Some(Ok(Ok(Done::Sink(..)))) => {
+                // A sink whose reader has gone away (`tocsin run … | head`): the pipeline has nowhere to write.
+                runner.stop.cancel();
+                Ok(Health::Well)
+            }
+            Some(Ok(Err(Failure { message: None, .. }))) => Ok(Health::Broken),
+            Some(Ok(Err(Failure { component, message: Some(message) }))) => {
+                Err(RunError::Component { component, message })
+            }
+            Some(Err(error)) if error.is_panic() => {
+                let panic = error.into_panic();
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("no message");
+                Err(RunError::Component {
+                    component: "a task".to_owned(),
+                    message: format!("stopped by a bug: {text}"),
+                })
+            }
+            Some(Err(_)) => Ok(Health::Well),
+        }
+    }
+
+    /// A task found that one it writes to is gone. That one tells why; if it ended well, because its reader has gone away,
+    /// so does the pipeline.
+    async fn explain(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+        let patience = tokio::time::sleep(Duration::from_secs(1));
+        let mut patience = std::pin::pin!(patience);
+        while !runner.stop.is_cancelled() {
+            tokio::select! {
+                done = runner.set.join_next() => match done {
+                    None => break,
+                    done => {
+                        self.joined(runner, done)?;
+                    }
+                },
+                () = &mut patience => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a barrier through the pipeline, collects what every task says, and writes it.
+    async fn checkpoint(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+        let Some(checkpoints) = &mut self.checkpoints else {
+            // Nothing is kept, so an acknowledgement can only mean that the record was taken.
+            return self.pass_barrier(runner, 0, false).await.map(|collected| {
+                if let Some((_, ticket)) = collected {
+                    acknowledge(&ticket);
+                }
+            });
+        };
+        let epoch = checkpoints.next_epoch();
+        let full = checkpoints.wants_full();
+        let begun = runner.settings.clock.monotonic();
+        let Some((snapshot, ticket)) = self.pass_barrier(runner, epoch, full).await? else { return Ok(()) };
+        self.write(runner, epoch, snapshot).await;
+        if self.checkpoints.is_some() {
+            let took = runner.settings.clock.monotonic().saturating_sub(begun);
+            runner.settings.metrics.checkpoint_duration.observe(took.as_secs_f64());
+        }
+        acknowledge(&ticket);
+        Ok(())
+    }
+
+    /// Writes a snapshot and tells the sinks. A failure is told and counted: the pipeline stays up on the epoch before.
+    async fn write(&mut self, runner: &mut Runner<'_>, epoch: u64, snapshot: Snapshot) -> bool {
+        let Some(mut checkpoints) = self.checkpoints.take() else { return false };
+        let now = runner.settings.clock.now();
+        let written = tokio::task::spawn_blocking(move || {
+            let outcome = checkpoints.write(epoch, snapshot, now);
+            (checkpoints, outcome)
+        });
+        let (checkpoints, outcome) = written.await.expect("writing a checkpoint does not panic");
+        self.checkpoints = Some(checkpoints);
+        let metrics = &runner.settings.metrics;
+        match outcome {
+            Ok(bytes) => {
+                metrics.checkpoint_bytes.set(bytes as i64);
+                metrics.checkpoint_epoch.set(epoch as i64);
+                for sink in &runner.sinks {
+                    // A sink whose queue is full hears of the next one.
+                    let _ = sink.try_send(Queued::free(SinkInput::Committed { epoch }));
+                }
+                true
+            }
+            Err(error) => {
+                metrics.checkpoint_failures.inc();
+                tracing::error!(%error, epoch, "a checkpoint could not be written; the one before stays, and the next is tried");
+                false
+            }
+        }
+    }
+
+    /// `None`: a sink could not prepare, or everything has ended meanwhile.
+    async fn pass_barrier(
+        &mut self,
+        runner: &mut Runner<'_>,
+        epoch: u64,
+        full: bool,
+    ) -> Result<Option<(Snapshot, Arc<Ticket>)>, RunError> {
+        let mut prepared = Vec::new();
+        for number in 0..self.counts.2 {
+            let (sender, receiver) = oneshot::channel();
+            let reports = runner.reports.clone();
+            let relay = runner.relays[number].clone();
+            prepared.push((sender, receiver, reports, relay));
+        }
+        let (senders, waiting): (Vec<_>, Vec<_>) = prepared
+            .into_iter()
+            .map(|(sender, receiver, reports, relay)| (Some(sender), (receiver, reports, relay)))
+            .unzip();
+        let ticket =
+            Arc::new(Ticket { epoch, full, prepared: Mutex::new(senders), acknowledgements: Mutex::new(Vec::new()) });
+        for (number, (receiver, reports, relay)) in waiting.into_iter().enumerate() {
+            let ticket = Arc::clone(&ticket);
+            runner.set.spawn(async move {
+                // A sink that is gone says nothing any more: its last state stays.
+                let state = receiver.await.unwrap_or(SinkState::Unchanged);
+                if let Some(relay) = relay {
+                    let _ = relay.send(Signal::Barrier(ticket)).await;
+                }
+                let _ = reports.send(Report::Sink { number, state }).await;
+                Ok(Done::Task)
+            });
+        }
+        let mut expected = self.counts.0 + self.counts.1 + self.counts.2;
+        for barriers in &runner.barriers {
+            if barriers.send(Arc::clone(&ticket)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        let mut snapshot = Snapshot::default();
+        let mut failed = None;
+        let mut patience = std::pin::pin!(tokio::time::sleep(CHECKPOINT_TIMEOUT));
+        while expected > 0 {
+            tokio::select! {
+                report = self.reports.recv() => match report {
+                    None => return Ok(None),
+                    Some(Report::SourceEnded) => self.ended += 1,
+                    Some(Report::Source { name, positions }) => {
+                        expected -= 1;
+                        snapshot.sources.insert(name.to_string(), positions);
+                    }
+                    Some(Report::Stage { operators }) => {
+                        expected -= 1;
+                        for StateReport { name, version, pieces } in operators {
+                            snapshot.operators.insert(name.to_string(), (version, pieces));
+                        }
+                    }
+                    Some(Report::Sink { number, state }) => {
+                        expected -= 1;
+                        match state {
+                            SinkState::Unchanged => {}
+                            SinkState::State(state) => {
+                                if self.sink_states[number].as_ref() != Some(&state) {
+                                    self.sink_states[number] = Some(state.clone());
+                                    snapshot.sinks.insert(runner.sink_name(number), state);
+                                }
+                            }
+                            SinkState::Failed(reason) => failed = Some((number, reason)),
+                        }
+                    }
+                },
+                done = runner.set.join_next() => {
+                    if let Health::Broken = self.joined(runner, done)? {
+                        self.is_broken = true;
+                        self.explain(runner).await?;
+                        return Ok(None);
+                    }
+                }
+                () = &mut patience => {
+                    runner.settings.metrics.checkpoint_failures.inc();
+                    tracing::warn!(epoch, "a checkpoint takes long: something downstream is slow or away");
+                    patience.set(tokio::time::sleep(CHECKPOINT_TIMEOUT));
+                }
+            }
+        }
+        if let Some((sink, reason)) = failed {
+            runner.settings.metrics.checkpoint_failures.inc();
+            tracing::error!(
+                sink = runner.sink_name(sink),
+                reason,
+                "a sink could not prepare; the checkpoint before stays"
+            );
+            if let Some(checkpoints) = &mut self.checkpoints {
+                checkpoints.hold(snapshot);
+            }
+            return Ok(None);
+        }
+        Ok(Some((snapshot, ticket)))
+    }
+
+    /// All sources have stopped: a last checkpoint, then the end, then what the sinks said last.
+    async fn finish(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+        self.checkpoint(runner).await?;
+        if self.is_broken {
+            return Ok(());
+        }
+        runner.barriers.clear();
+        let deadline = tokio::time::sleep(runner.settings.shutdown_timeout);
+        let mut deadline = std::pin::pin!(deadline);
+        let mut is_overdue = false;
+        let mut snapshot = Snapshot::default();
+        let mut sinks = 0;
+        while sinks < self.counts.2 {
+            tokio::select! {
+                done = runner.set.join_next() => match done {
+                    Some(Ok(Ok(Done::Sink(number, state)))) => {
+                        sinks += 1;
+                        if let SinkState::State(state) = state {
+                            snapshot.sinks.insert(runner.sink_name(number), state);
+                        }
+                        if let Some(relay) = &runner.relays[number] {
+                            let _ = relay.send(Signal::End).await;
+                        }
+                    }
+                    None => break,
+                    other => {
+                        self.joined(runner, other)?;
+                    }
+                },
+                () = &mut deadline, if !is_overdue => {
+                    is_overdue = true;
+                    tracing::warn!("the time for draining is over; what is not delivered stays in the checkpoint");
+                    runner.drain.cancel();
+                }
+            }
+        }
+        if let Some(checkpoints) = &mut self.checkpoints
+            && !snapshot.sinks.is_empty()
+        {
+            let epoch = checkpoints.next_epoch();
+            if !self.write(runner, epoch, snapshot).await {
+                return Err(RunError::State(
+                    "the last checkpoint could not be written; some output may repeat".to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn acknowledge(ticket: &Ticket) {
+    let waiting = std::mem::take(&mut *ticket.acknowledgements.lock().expect("no holder of this lock panics"));
+    for client in waiting {
+        // A client that has gone away does not wait any more.
+        let _ = client.send(());
+    }
+}

@@ -1,0 +1,139 @@
+//! The tasks between sources and sinks: stages of operators, the gates of sinks that several tasks feed, the relays of dead
+//! letters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
+use super::{Done, Failure, Report, StateReport};
+use crate::chain::Sent;
+use crate::event::Batch;
+use crate::graph::{Link, StageTask, Stateless, Work};
+use crate::metrics::Metrics;
+use crate::operator::Input;
+use crate::sink::{Queued, SinkInput};
+use crate::source::Gone;
+use crate::time::Timestamp;
+
+/// Brings a sink's dead letters to those who take them.
+pub(super) struct Relay {
+    pub letters: mpsc::Receiver<Batch>,
+    pub chain: Stateless,
+    pub entry: Vec<Link>,
+    pub outlets: Outlets,
+    pub signals: mpsc::Receiver<Signal>,
+}
+
+impl Relay {
+    pub async fn run(mut self) -> Result<Done, Failure> {
+        loop {
+            tokio::select! {
+                // Letters first: those written before the sink answered a barrier belong to its epoch.
+                biased;
+                Some(letters) = self.letters.recv() => {
+                    let mut sent = Vec::new();
+                    self.chain.run(&self.entry, letters, &mut sent);
+                    for sent in sent {
+                        self.outlets.send(sent).await?;
+                    }
+                }
+                signal = self.signals.recv() => match signal {
+                    Some(signal) => {
+                        let is_end = matches!(signal, Signal::End);
+                        self.outlets.signal(signal).await?;
+                        if is_end {
+                            return Ok(Done::Task);
+                        }
+                    }
+                    None => return Ok(Done::Task),
+                },
+            }
+        }
+    }
+}
+
+/// The task of a stage: hands what arrives to its operators, in order.
+pub(super) async fn run_stage(
+    mut stage: StageTask,
+    mut inbox: Inbox,
+    outlets: Outlets,
+    reports: mpsc::Sender<Report>,
+    metrics: Metrics,
+) -> Result<Done, Failure> {
+    let gauge = metrics.watermark.with_label_values(&[stage.name.as_str()]);
+    let mut sent: Vec<Sent> = Vec::new();
+    while let Some(arrived) = inbox.next().await {
+        match arrived {
+            Arrived::Data { entry, input, permit } => {
+                let (node, number) = stage.entries[entry];
+                stage.chain.deliver(node, number, input, &mut sent);
+                drop(permit);
+            }
+            Arrived::Watermark(watermark) => {
+                if watermark != Timestamp::MAX {
+                    gauge.set(watermark.0 as f64 / 1e9);
+                }
+                stage.chain.on_watermark(watermark, &mut sent);
+                for sent in sent.drain(..) {
+                    outlets.send(sent).await?;
+                }
+                outlets.signal(Signal::Watermark(watermark)).await?;
+            }
+            Arrived::Barrier(ticket) => {
+                let operators = snapshot(&mut stage, ticket.full, &metrics);
+                let _ = reports.send(Report::Stage { operators }).await;
+                outlets.signal(Signal::Barrier(ticket)).await?;
+            }
+            Arrived::End => {
+                outlets.signal(Signal::End).await?;
+                return Ok(Done::Task);
+            }
+        }
+        for sent in sent.drain(..) {
+            outlets.send(sent).await?;
+        }
+    }
+    Ok(Done::Task)
+}
+
+fn snapshot(stage: &mut StageTask, full: bool, metrics: &Metrics) -> Vec<StateReport> {
+    let mut operators = Vec::new();
+    for node in &mut stage.chain.nodes {
+        let Work::Operator(operator) = &mut node.work else { continue };
+        let mut pieces = BTreeMap::new();
+        operator.snapshot(full, &mut |group, piece| {
+            pieces.insert(group, piece);
+        });
+        metrics.state_bytes.with_label_values(&[&*node.name]).set(operator.state_bytes() as i64);
+        for (state, count) in operator.alerts() {
+            metrics.alerts.with_label_values(&[&*node.name, state]).set(count as i64);
+        }
+        operators.push(StateReport { name: Arc::clone(&node.name), version: operator.state_version(), pieces });
+    }
+    operators
+}
+
+/// Brings together the edges of a sink that several tasks feed.
+pub(super) async fn run_gate(mut inbox: Inbox, queue: mpsc::Sender<Queued>, sink: usize) -> Result<Done, Failure> {
+    while let Some(arrived) = inbox.next().await {
+        let queued = match arrived {
+            Arrived::Data { input: Input::Batch(batch), permit, .. } => {
+                Queued { input: SinkInput::Batch(batch), _permit: permit }
+            }
+            Arrived::Data { .. } => unreachable!("sinks have no prepared input"),
+            Arrived::Watermark(_) => continue,
+            Arrived::Barrier(ticket) => match sink_input(Signal::Barrier(ticket), sink) {
+                Some(input) => Queued::free(input),
+                None => continue,
+            },
+            Arrived::End => {
+                queue.send(Queued::free(SinkInput::End)).await.map_err(|_| Gone)?;
+                return Ok(Done::Task);
+            }
+        };
+        queue.send(queued).await.map_err(|_| Gone)?;
+    }
+    Ok(Done::Task)
+}

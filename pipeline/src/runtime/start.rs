@@ -1,0 +1,208 @@
+//! Opening sources and sinks, and starting the tasks: nothing runs before everything is open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::edge::{Level, Signal, Ticket};
+use super::source::SourceDriver;
+use super::stage::{Relay, run_gate, run_stage};
+use super::wiring::Wiring;
+use super::{Done, Failure, Report, RunError, Settings};
+use crate::checkpoint::Restored;
+use crate::graph::{SinkTask, SourceTask, StageTask, TaskId};
+use crate::sink::{Queued, Rejected, Sink, SinkContext};
+use crate::source::{Source, SourceContext};
+use crate::time::Timestamp;
+use crate::watermark::SourceWatermark;
+
+/// How many events of a source may wait for its driver.
+const SOURCE_EVENTS: usize = 2;
+
+/// A source that is open, with what it is run with.
+pub(super) struct OpenSource {
+    source: Box<dyn Source>,
+    context: SourceContext,
+    driver: SourceDriver,
+    barriers: mpsc::Sender<Arc<Ticket>>,
+}
+
+/// A sink that is open.
+pub(super) struct OpenSink {
+    name: Arc<str>,
+    sink: Box<dyn Sink>,
+    context: SinkContext,
+    relay: Option<Relay>,
+}
+
+pub(super) struct Runner<'a> {
+    pub settings: &'a Settings,
+    pub stop: CancellationToken,
+    pub drain: CancellationToken,
+    pub set: JoinSet<Result<Done, Failure>>,
+    pub reports: mpsc::Sender<Report>,
+    pub sinks: Vec<mpsc::Sender<Queued>>,
+    pub sink_names: Vec<Arc<str>>,
+    pub barriers: Vec<mpsc::Sender<Arc<Ticket>>>,
+    /// By sink: where its relay is told about barriers and the end.
+    pub relays: Vec<Option<mpsc::Sender<Signal>>>,
+    pub hurry: Arc<Notify>,
+    pub activity: Arc<AtomicU64>,
+}
+
+impl Runner<'_> {
+    pub async fn open_sinks(
+        &mut self,
+        tasks: Vec<SinkTask>,
+        wiring: &Wiring,
+        restored: &mut Restored,
+    ) -> Result<Vec<OpenSink>, RunError> {
+        let mut open = Vec::new();
+        for (index, task) in tasks.into_iter().enumerate() {
+            let SinkTask { name, mut sink, chain, rejected, metrics, .. } = task;
+            let data_dir = self.folder("sinks", &name)?;
+            let (letters_sender, letters) = mpsc::channel(64);
+            let (signals_sender, signals) = mpsc::channel(4);
+            let is_connected = !rejected.is_empty();
+            let context = SinkContext {
+                name: Arc::clone(&name),
+                restored: restored.sinks.remove(&*name),
+                data_dir,
+                clock: Arc::clone(&self.settings.clock),
+                metrics: metrics.clone(),
+                stop: self.drain.clone(),
+                input: wiring.queued(index).expect("every sink has its queue"),
+                rejected: Rejected { sender: is_connected.then_some(letters_sender), metrics, name: Arc::clone(&name) },
+            };
+            sink.open(&context)
+                .await
+                .map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
+            let outlets = wiring.outlets(TaskId::Sink(index));
+            let relay = is_connected.then_some(Relay { letters, chain, entry: rejected, outlets, signals });
+            self.sink_names.push(Arc::clone(&name));
+            self.relays.push(is_connected.then_some(signals_sender));
+            open.push(OpenSink { name, sink, context, relay });
+        }
+        for sink in restored.sinks.keys() {
+            tracing::warn!(sink, "its state is in the checkpoint, but no such sink is configured; it is kept");
+        }
+        Ok(open)
+    }
+
+    pub async fn open_sources(
+        &mut self,
+        tasks: Vec<SourceTask>,
+        wiring: &Wiring,
+        restored: &mut Restored,
+    ) -> Result<Vec<OpenSource>, RunError> {
+        let mut open = Vec::new();
+        for (number, task) in tasks.into_iter().enumerate() {
+            let SourceTask { name, mut source, intake, metrics } = task;
+            let positions = restored.sources.remove(&*name).unwrap_or_default();
+            let options = &intake.options;
+            let mut watermark = SourceWatermark::new(options.idle_timeout, options.out_of_order);
+            for (partition, lane) in &positions {
+                watermark.restore(partition, Timestamp(lane.seen));
+            }
+            let (events_sender, events) = mpsc::channel(SOURCE_EVENTS);
+            let (barriers_sender, barriers) = mpsc::channel(1);
+            let context = SourceContext {
+                name: Arc::clone(&name),
+                codec: Arc::clone(&options.codec),
+                out_of_order: options.out_of_order,
+                records: options.records.clone(),
+                positions: positions
+                    .iter()
+                    .map(|(partition, lane)| (partition.clone(), lane.position.clone()))
+                    .collect(),
+                restored: restored.epoch > 0,
+                once: self.settings.once,
+                data_dir: self.folder("sources", &name)?,
+                clock: Arc::clone(&self.settings.clock),
+                metrics,
+                stop: self.stop.clone(),
+                events: events_sender,
+            };
+            source
+                .open(&context)
+                .await
+                .map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
+            let stop = self.stop.clone();
+            let driver = SourceDriver {
+                name,
+                intake,
+                outlets: wiring.outlets(TaskId::Source(number)),
+                events,
+                barriers,
+                reports: self.reports.clone(),
+                clock: Arc::clone(&self.settings.clock),
+                watermark,
+                positions,
+                parallel: self.settings.threads.max(1) * 2,
+                hurry: Arc::clone(&self.hurry),
+                activity: Arc::clone(&self.activity),
+                is_stopping: Box::new(move || stop.is_cancelled()),
+            };
+            open.push(OpenSource { source, context, driver, barriers: barriers_sender });
+        }
+        Ok(open)
+    }
+
+    fn folder(&self, kind: &str, name: &str) -> Result<Option<PathBuf>, RunError> {
+        let Some(data_dir) = &self.settings.data_dir else { return Ok(None) };
+        let folder = data_dir.join(kind).join(name);
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| RunError::Start(format!("cannot make {}: {error}", folder.display())))?;
+        Ok(Some(folder))
+    }
+
+    pub fn start(
+        &mut self,
+        sources: Vec<OpenSource>,
+        stages: Vec<StageTask>,
+        sinks: Vec<OpenSink>,
+        wiring: Wiring,
+    ) -> Vec<Level> {
+        for (index, open) in sinks.into_iter().enumerate() {
+            let OpenSink { name, sink, context, relay } = open;
+            self.sinks.push(wiring.queue(index));
+            self.set.spawn(async move {
+                let state = sink.run(context).await.map_err(|error| Failure::of(&name, &error))?;
+                Ok(Done::Sink(index, state))
+            });
+            if let Some(inbox) = wiring.inbox(TaskId::Sink(index)) {
+                self.set.spawn(run_gate(inbox, wiring.queue(index), index));
+            }
+            if let Some(relay) = relay {
+                self.set.spawn(relay.run());
+            }
+        }
+        for (index, stage) in stages.into_iter().enumerate() {
+            // A stage that nothing feeds would wait for ever; a checked configuration has none.
+            if let Some(inbox) = wiring.inbox(TaskId::Stage(index)) {
+                let outlets = wiring.outlets(TaskId::Stage(index));
+                let metrics = self.settings.metrics.clone();
+                self.set.spawn(run_stage(stage, inbox, outlets, self.reports.clone(), metrics));
+            }
+        }
+        for open in sources {
+            let OpenSource { source, context, driver, barriers } = open;
+            self.barriers.push(barriers);
+            let name = Arc::clone(&driver.name);
+            self.set.spawn(async move {
+                source.run(context).await.map_err(|error| Failure::of(&name, &error))?;
+                Ok(Done::Source)
+            });
+            self.set.spawn(async move { driver.run().await.map(|()| Done::Task) });
+        }
+        wiring.into_levels()
+    }
+
+    pub fn sink_name(&self, number: usize) -> String {
+        self.sink_names[number].to_string()
+    }
+}
