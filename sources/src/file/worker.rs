@@ -15,7 +15,9 @@ use tokio::runtime::Handle;
 use super::content::{self, Buffers, Content, Form};
 use super::find::{self, Matches, Pattern};
 use super::generation::{Generation, State, to_json};
-use super::identity::{Candidate, Found, Identity, Look, Original, Position, Resume, on_found, on_look, on_resume};
+use super::identity::{
+    Candidate, Found, Guards, Identity, Look, Original, Position, Resume, on_found, on_look, on_resume,
+};
 use super::watch::Watch;
 use super::{Config, ReadFrom};
 use crate::framing::{self, Framed};
@@ -486,13 +488,6 @@ impl Worker {
             .collect();
         for number in kin {
             let generation = &self.generations[&number];
-            let original = match &generation.content {
-                Some(content) => original(content),
-                None if by_identity.contains_key(&generation.identity()) => {
-                    Original::Intact { size: generation.looked.map_or(0, |it| it.0).max(generation.position.offset) }
-                }
-                None => Original::Gone,
-            };
             if found.path != Path::new(&generation.position.path) && is_beginning(found, generation) {
                 // As much of a copy as has been made of it so far, or the same words by chance: more of it will tell.
                 self.shadows.insert(found.identity, (found.size, found.modified));
@@ -504,6 +499,14 @@ impl Worker {
                     return Ok(());
                 }
                 continue;
+            };
+            if candidate.guards == Guards::Differ {
+                continue;
+            }
+            let original = match &generation.content {
+                Some(content) => original(content),
+                None if by_identity.contains_key(&generation.identity()) => closed_original(generation),
+                None => Original::Gone,
             };
             match on_found(&generation.position, original, candidate) {
                 Found::Fresh => {}
@@ -517,6 +520,8 @@ impl Worker {
                     return Ok(());
                 }
                 Found::Continues => {
+                    // What the file of the generation holds now is met at the next look.
+                    self.is_stale = true;
                     self.continue_in(number, found.clone(), Some(content));
                     return Ok(());
                 }
@@ -950,6 +955,24 @@ fn original(content: &Content) -> Original {
             _ => Original::Intact { size: metadata.len().max(content.offset()) },
         },
         _ => Original::Gone,
+    }
+}
+
+/// What has become of a file that is not open: it may have been truncated since.
+fn closed_original(generation: &Generation) -> Original {
+    let compare = || {
+        let (file, identity) = content::open(&generation.path)?;
+        let size = file.metadata()?.len();
+        let guards = Content::new(file)?.guards(&generation.position)?;
+        Ok::<_, io::Error>(
+            (identity == generation.identity() && guards == Guards::Match).then_some(Original::Intact { size }),
+        )
+    };
+    match compare() {
+        Ok(original) => original.unwrap_or(Original::Gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Original::Gone,
+        // Nobody knows: a copy is not read twice, and will be asked about again.
+        Err(_) => Original::Intact { size: u64::MAX },
     }
 }
 
