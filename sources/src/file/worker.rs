@@ -539,7 +539,7 @@ impl Worker {
         let path = found.path.to_string_lossy().into_owned();
         // Whoever was here before is read first.
         let after = self.generations.iter().filter(|(_, it)| it.position.path == path).map(|(number, _)| *number);
-        let after = after.last();
+        let after = after.max();
         let from_end = self.is_first_look && self.options.read_from == ReadFrom::End && !self.context.restored;
         self.begin(found, path, 0, after, from_end)
     }
