@@ -69,10 +69,10 @@ impl Window {
         let touched: BTreeSet<_> = places.iter().flatten().copied().collect();
         let before = self.bytes_of(&touched);
         let (mut aggregated, mut refused) = (0, too_long);
-        for row in 0..table.len() {
+        for (row, count) in records.iter().enumerate() {
             let key = table.key(row);
             let number = u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut"));
-            let count = records[row] as usize;
+            let count = *count as usize;
             let Some(place) = places[number as usize] else {
                 late += count;
                 continue;

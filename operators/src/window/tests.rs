@@ -569,7 +569,8 @@ impl Rule {
 
 /// What a window makes of its records, the naive way: a line for each window and key, and one for each late record.
 fn reference(rule: Rule, story: &[Given]) -> Vec<String> {
-    let mut windows: BTreeMap<(i64, Vec<u8>), Vec<(i64, usize, usize, Value)>> = BTreeMap::new();
+    type Row = (i64, usize, usize, Value);
+    let mut windows: BTreeMap<(i64, Vec<u8>), Vec<Row>> = BTreeMap::new();
     let mut late = Vec::new();
     for lane in 0..2 {
         let mut seen = i64::MIN / 2;
