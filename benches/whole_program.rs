@@ -18,7 +18,11 @@ fn main() {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     let folder = std::env::temp_dir().join(format!("tocsin-bench-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("a temporary folder");
-    let bench = Bench { folder: folder.clone(), megabytes: number("TOCSIN_BENCH_MB", 500), runs: number("TOCSIN_BENCH_RUNS", 3) };
+    let bench = Bench {
+        folder: folder.clone(),
+        megabytes: number("TOCSIN_BENCH_MB", 500),
+        runs: number("TOCSIN_BENCH_RUNS", 3),
+    };
     println!("{:<34} {:>9} {:>12} {:>7} {:>9}", "", "MB/s", "records/s", "CPU s", "peak MiB");
     if ["p1", "p3", "p4", "p5"].iter().any(|name| is_wanted(name)) {
         let (path, records) = bench.json();
@@ -245,7 +249,8 @@ impl Bench {
                 std::thread::sleep(due - now);
             }
             let sent = begun.elapsed().as_nanos();
-            writeln!(text, "{{\"keep\":true,\"pad\":\"{:0>150}\",\"sent\":{sent}}}", number).expect("writing to memory");
+            writeln!(text, "{{\"keep\":true,\"pad\":\"{:0>150}\",\"sent\":{sent}}}", number)
+                .expect("writing to memory");
         }
         stream.write_all(&text).expect("the daemon reads");
         drop(stream);
@@ -274,7 +279,8 @@ impl Bench {
         for _ in 0..self.runs.max(1) {
             let _ = fs::remove_dir_all(out.join("state"));
             let begun = Instant::now();
-            let mut daemon = tocsin("p10-idle.toml", &out).stdout(Stdio::piped()).spawn().expect("the binary was built");
+            let mut daemon =
+                tocsin("p10-idle.toml", &out).stdout(Stdio::piped()).spawn().expect("the binary was built");
             let mut line = String::new();
             BufReader::new(daemon.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
             starts.push(begun.elapsed());

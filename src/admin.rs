@@ -16,10 +16,10 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, TextEncoder};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::Status;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// How many clients are served at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -38,7 +38,9 @@ impl Admin {
     /// When the address cannot be listened on, with the remedy.
     pub async fn bind(address: SocketAddr, metrics: Metrics, status: Arc<Status>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
-            anyhow::anyhow!("cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out")
+            anyhow::anyhow!(
+                "cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out"
+            )
         })?;
         Ok(Self { listener, metrics, status })
     }

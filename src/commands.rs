@@ -30,7 +30,8 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
             print(&drawing::draw(&plan, arguments.format))
         }
         Command::Schema => {
-            let schema = serde_json::to_string_pretty(&tocsin_config::schema(&CATALOG)).context("writing the schema")?;
+            let schema =
+                serde_json::to_string_pretty(&tocsin_config::schema(&CATALOG)).context("writing the schema")?;
             print(&format!("{schema}\n"))
         }
         Command::Help { all: true, .. } => print(&tocsin_config::reference(&CATALOG)),

@@ -84,7 +84,8 @@ fn dot(boxes: &[Drawn], arrows: &[Arrow]) -> String {
         writeln!(text, "    {id} [shape = {shape}, label = \"{name}\\n{type_name}\"]").expect("writing to a string");
     }
     for Arrow { from, to, label } in arrows {
-        writeln!(text, "    {} -> {} [label = \"{label}\"]", boxes[*from].id, boxes[*to].id).expect("writing to a string");
+        writeln!(text, "    {} -> {} [label = \"{label}\"]", boxes[*from].id, boxes[*to].id)
+            .expect("writing to a string");
     }
     text.push_str("}\n");
     text
@@ -130,8 +131,12 @@ fn svg(boxes: &[Drawn], arrows: &[Arrow]) -> String {
         )
         .expect("writing to a string");
         if !label.is_empty() {
-            writeln!(text, "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">{label}</text>", (y1 + y2) / 2 - 4)
-                .expect("writing to a string");
+            writeln!(
+                text,
+                "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">{label}</text>",
+                (y1 + y2) / 2 - 4
+            )
+            .expect("writing to a string");
         }
     }
     for (Drawn { name, type_name, component, .. }, (x, y)) in boxes.iter().zip(&places) {

@@ -56,10 +56,9 @@ fn run(plan: &Plan, test: &Test) -> Vec<String> {
     let mut sent = Vec::new();
     for arrival in simulation.take_arrivals() {
         for row in arrival.batch.rows() {
-            if let Some(receiver) = receivers.get(arrival.sink) {
-                if let Some(notification) = receiver.sink.preview(&arrival.batch, row) {
-                    sent.push((arrival.at, arrival.sink, notification));
-                }
+            let receiver = receivers.get(arrival.sink);
+            if let Some(notification) = receiver.and_then(|receiver| receiver.sink.preview(&arrival.batch, row)) {
+                sent.push((arrival.at, arrival.sink, notification));
             }
             captures.take(arrival.sink, &arrival.batch, row);
         }
@@ -199,8 +198,14 @@ fn check_alert(plan: &Plan, expected: &ExpectedAlert, seen: &[Seen], failures: &
     let labels = if expected.labels.is_empty() { String::new() } else { format!(" with {labels}") };
     let mut text = format!("{}: `{rule}` was not {}{at}{labels}", place(&expected.place), expected.state.as_str());
     for seen in seen {
-        write!(text, "\n  + {} at {} {}", seen.record["state"].as_str().unwrap_or("?"), seen.time, seen.record["labels"])
-            .expect("writing to a string");
+        write!(
+            text,
+            "\n  + {} at {} {}",
+            seen.record["state"].as_str().unwrap_or("?"),
+            seen.time,
+            seen.record["labels"]
+        )
+        .expect("writing to a string");
     }
     if seen.is_empty() {
         text.push_str("\n  it made no transition at all");
@@ -208,9 +213,15 @@ fn check_alert(plan: &Plan, expected: &ExpectedAlert, seen: &[Seen], failures: &
     failures.push(text);
 }
 
-fn check_notifications(plan: &Plan, test: &Test, sent: &[(Timestamp, usize, Notification)], failures: &mut Vec<String>) {
+fn check_notifications(
+    plan: &Plan,
+    test: &Test,
+    sent: &[(Timestamp, usize, Notification)],
+    failures: &mut Vec<String>,
+) {
     let Some(expected) = &test.notifications else { return };
-    let matches = |want: &tocsin_config::plan::ExpectedNotification, (at, receiver, sent): &(Timestamp, usize, Notification)| {
+    let matches = |want: &tocsin_config::plan::ExpectedNotification,
+                   (at, receiver, sent): &(Timestamp, usize, Notification)| {
         want.at == *at
             && want.receiver == *receiver
             && want.subject.as_ref().is_none_or(|subject| sent.subject.as_ref() == Some(subject))
@@ -224,7 +235,8 @@ fn check_notifications(plan: &Plan, test: &Test, sent: &[(Timestamp, usize, Noti
         let mark = if sent.iter().any(|sent| matches(want, sent)) { ' ' } else { '-' };
         let subject = want.subject.as_deref().map_or(String::new(), |subject| format!(" {subject:?}"));
         let body = want.body.as_deref().map_or(String::new(), |body| format!("\n      {body:?}"));
-        write!(text, "\n  {mark} {} {}{subject}{body}", want.at, plan.sinks[want.receiver].name).expect("writing to a string");
+        write!(text, "\n  {mark} {} {}{subject}{body}", want.at, plan.sinks[want.receiver].name)
+            .expect("writing to a string");
     }
     for one in sent.iter().filter(|one| !expected.iter().any(|want| matches(want, one))) {
         let (at, receiver, notification) = one;

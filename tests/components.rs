@@ -68,8 +68,7 @@ fn complete(example: &str) -> String {
         }
     }
     let mut whole = example.to_owned();
-    let roots: BTreeSet<String> =
-        read.iter().map(|input| input.split('.').next().unwrap().to_owned()).collect();
+    let roots: BTreeSet<String> = read.iter().map(|input| input.split('.').next().unwrap().to_owned()).collect();
     let missing: Vec<_> =
         roots.iter().filter(|root| !root.contains('*') && !names.iter().any(|(_, name)| name == *root)).collect();
     for name in missing {

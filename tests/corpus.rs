@@ -143,7 +143,11 @@ fn access_logs_give_the_figures_that_another_parser_found() {
             })
             .collect();
         assert_eq!(got, expected, "{name}: records a minute");
-        println!("{name}: {} lines, {} windows, {unparsable} unparsable: all figures equal", facts["lines"], minutes.len());
+        println!(
+            "{name}: {} lines, {} windows, {unparsable} unparsable: all figures equal",
+            facts["lines"],
+            minutes.len()
+        );
     }
 }
 
@@ -152,7 +156,9 @@ fn late_records_are_counted_exactly() {
     let Some(folder) = corpus("web_access") else { return };
     let log = folder.join("elastic_apache_logs.log");
     let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
-    for (window, width, lateness, wait) in [("1m", 60, "0s", 0), ("10s", 10, "0s", 0), ("10s", 10, "30s", 30), ("5s", 5, "60s", 60)] {
+    for (window, width, lateness, wait) in
+        [("1m", 60, "0s", 0), ("10s", 10, "0s", 0), ("10s", 10, "30s", 30), ("5s", 5, "60s", 60)]
+    {
         let found = run(&log, "combined", window, lateness);
         let late = fs::read_to_string(found.path().join("out/late.log")).unwrap_or_default();
         let (mut seen, mut expected) = (i64::MIN, Vec::new());
@@ -178,9 +184,10 @@ fn late_records_are_counted_exactly() {
 #[test]
 fn large_nested_json_comes_out_as_equal_json() {
     let Some(folder) = corpus("json_logs") else { return };
-    let log = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
-        !path.file_name().unwrap().to_string_lossy().to_lowercase().contains("license")
-    });
+    let log = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| !path.file_name().unwrap().to_string_lossy().to_lowercase().contains("license"));
     let log = log.expect("the log");
     let folder = tempfile::tempdir().unwrap();
     let pipeline = folder.path().join("pipeline.toml");

@@ -117,7 +117,8 @@ fn outputs(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let mut content = fs::read(entry.path()).unwrap();
             if name.ends_with(".gz") {
                 let mut unpacked = Vec::new();
-                std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&content[..]), &mut unpacked).unwrap();
+                std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&content[..]), &mut unpacked)
+                    .unwrap();
                 content = unpacked;
             }
             (name, content)

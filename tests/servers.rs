@@ -36,7 +36,10 @@ impl Server {
     fn lines(&self, name: &str) -> Vec<Json> {
         let text = fs::read_to_string(self.folder.join(name)).unwrap_or_default();
         // The last line may not be whole yet.
-        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// From now on it takes what it is sent and answers too late.
@@ -212,7 +215,10 @@ fn an_alert_is_told_once_when_it_fires_and_once_when_it_resolves() {
     let (mails, hooks) = (scene.mails(), scene.hooks());
     assert_eq!((mails.len(), hooks.len()), (2, 2), "{mails:?} {hooks:?}");
     for ((_, message_id), (_, id)) in mails.iter().zip(&hooks) {
-        assert!(message_id.starts_with(&format!("<{id}.")), "the mail and the request tell one thing: {message_id} {id}");
+        assert!(
+            message_id.starts_with(&format!("<{id}.")),
+            "the mail and the request tell one thing: {message_id} {id}"
+        );
     }
     assert!(mails[0].0.contains("FIRING") && mails[1].0.to_uppercase().contains("RESOLVED"), "{mails:?}");
     assert_eq!((hooks[0].0.as_str(), hooks[1].0.as_str()), ("firing", "resolved"));

@@ -87,12 +87,7 @@ fn every_story_ends_the_same_whichever_way_it_is_run() {
                 command.args(["--data-dir", "state"]);
             }
             let output = command.output().unwrap();
-            assert!(
-                output.status.success(),
-                "{}, {way}: {}",
-                case.display(),
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.success(), "{}, {way}: {}", case.display(), String::from_utf8_lossy(&output.stderr));
             compare(&case, &out, way);
         }
         count += 1;
@@ -108,7 +103,8 @@ fn a_story_that_is_killed_and_resumed_ends_the_same() {
         // different moments: as soon as it runs, or after a checkpoint.
         for (parts, has_checkpoint) in [(2, true), (5, false), (7, true)] {
             let folder = tempfile::tempdir().unwrap();
-            let (input, out, state) = (folder.path().join("in"), folder.path().join("out"), folder.path().join("state"));
+            let (input, out, state) =
+                (folder.path().join("in"), folder.path().join("out"), folder.path().join("state"));
             fs::create_dir(&input).unwrap();
             fs::create_dir(&out).unwrap();
             let files = inputs(&case, &input);

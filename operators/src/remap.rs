@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
-use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::event::{Batch, Span};
 use tocsin_pipeline::expression::{Program, ProgramError};
+use tocsin_pipeline::json::{is_json, parse_value, write_value};
 use tocsin_pipeline::operator::{Built, Output, Ports, Reason, Transform, dead_letter};
 use vrl::value::Value;
 
@@ -67,6 +69,8 @@ enum OnError {
 }
 
 /// The place of the port `rejected` among the outputs.
+/// How many bytes of JSON are written for a batch before records are kept as values.
+const BLOCK_MAX: usize = 1 << 30;
 const REJECTED: usize = 1;
 
 impl Config {
@@ -125,11 +129,11 @@ struct Remap {
 }
 
 impl Transform for Remap {
-    fn apply(&self, batch: Batch, output: &mut Output) {
-        let mut changed: Vec<Option<Value>> = vec![None; batch.spans.len()];
+    fn apply(&self, mut batch: Batch, output: &mut Output) {
+        let mut made = Made::new(&batch);
         let mut kept = Vec::with_capacity(batch.len());
         let mut letters = Vec::new();
-        let mut dropped = 0;
+        let mut failed = 0;
         for row in batch.rows() {
             let result = match self.program.run(&batch, row) {
                 Ok(Value::Array(_)) => Err(ProgramError::Failed(
@@ -139,27 +143,97 @@ impl Transform for Remap {
             };
             match (result, self.on_error) {
                 (Ok(value), _) => {
-                    changed[row as usize] = Some(value);
+                    made.push(row, value);
                     kept.push(row);
                 }
-                (Err(ProgramError::Aborted(_)), _) | (Err(_), OnError::Drop) => dropped += 1,
-                (Err(error), OnError::Reject) => {
-                    let reason = Reason::ProgramError.as_str();
-                    letters.push((batch.time(row), dead_letter(&self.name, reason, &error.to_string(), &batch, row)));
-                }
-                (Err(_), OnError::Pass) => {
-                    changed[row as usize] = batch.changed(row).cloned();
-                    kept.push(row);
+                (Err(error), on_error) => {
+                    failed += 1;
+                    match (error, on_error) {
+                        (ProgramError::Aborted(_), _) | (_, OnError::Drop) => {}
+                        (error, OnError::Reject) => {
+                            let (reason, message) = (Reason::ProgramError.as_str(), error.to_string());
+                            let letter = dead_letter(&self.name, reason, &message, &batch, row);
+                            letters.push((batch.time(row), letter));
+                        }
+                        (_, OnError::Pass) => {
+                            failed -= 1;
+                            made.pass(&batch, row);
+                            kept.push(row);
+                        }
+                    }
                 }
             }
         }
-        output.drop(Reason::ProgramError, dropped);
+        output.drop(Reason::ProgramError, failed);
         if !letters.is_empty() {
             output.emit(REJECTED, Batch::of_values(Arc::clone(&batch.lane), letters, batch.arrival));
         }
-        let mut batch = if kept.len() < batch.len() { batch.select(kept) } else { batch };
-        batch.changed = Arc::new(changed);
+        if kept.len() < batch.len() {
+            batch = batch.select(kept);
+        }
+        made.put(&mut batch);
         output.emit(0, batch);
+    }
+}
+
+/// What the program made of the records of a batch. They are written as JSON at once, while their values are in the cache,
+/// and whatever follows reads them as it reads JSON from a source; so a value is kept only where JSON cannot spell it, and
+/// where records pass unchanged among others.
+struct Made {
+    json: Vec<u8>,
+    spans: Vec<Span>,
+    /// Empty: no value is kept.
+    kept: Vec<Option<Value>>,
+    /// A record has passed as it was: then all others are kept as values beside it.
+    is_mixed: bool,
+}
+
+impl Made {
+    fn new(batch: &Batch) -> Self {
+        let json = Vec::with_capacity(batch.block.len() + batch.block.len() / 8);
+        Self { json, spans: vec![Span::default(); batch.spans.len()], kept: Vec::new(), is_mixed: false }
+    }
+
+    fn push(&mut self, row: u32, value: Value) {
+        // A span reaches to 4 GiB; what a program makes of a block of 1 GiB could be longer.
+        if self.is_mixed || !is_json(&value) || self.json.len() > BLOCK_MAX {
+            self.keep(row, Some(value));
+            return;
+        }
+        let start = self.json.len();
+        write_value(&value, &mut self.json);
+        self.spans[row as usize] = Span::new(start, self.json.len() - start);
+        self.json.push(b'\n');
+    }
+
+    fn keep(&mut self, row: u32, value: Option<Value>) {
+        if self.kept.is_empty() {
+            self.kept = vec![None; self.spans.len()];
+        }
+        self.kept[row as usize] = value;
+    }
+
+    /// Lets a record through as it is.
+    fn pass(&mut self, batch: &Batch, row: u32) {
+        if !self.is_mixed {
+            self.is_mixed = true;
+            for row in 0..self.spans.len() as u32 {
+                let span = std::mem::take(&mut self.spans[row as usize]);
+                if span.len > 0 {
+                    let value = parse_value(span.of(&self.json)).expect("it was written as JSON");
+                    self.keep(row, Some(value));
+                }
+            }
+        }
+        self.keep(row, batch.changed(row).cloned());
+    }
+
+    fn put(self, batch: &mut Batch) {
+        if self.is_mixed {
+            batch.changed = Arc::new(self.kept);
+        } else {
+            batch.rewrite(Bytes::from(self.json), self.spans, self.kept);
+        }
     }
 }
 
@@ -184,7 +258,7 @@ mod tests {
             00:01 {"a":1,"c":2}
             rejected: 00:02 {"coordinate":{"length":15,"offset":16},"error":{"component":"operator","message":"function call error for \"to_int\" at (33:44): Invalid integer \"x\": invalid digit found in string","reason":"program_error"},"raw":"{\"a\":\"x\",\"b\":2}","source":"source"}
             rejected: 00:04 {"coordinate":{"length":15,"offset":60},"error":{"component":"operator","message":"function call error for \"to_int\" at (33:44): unable to coerce [integer] into integer","reason":"program_error"},"raw":"{\"a\":[1],\"b\":4}","source":"source"}
-            (program_error 1)
+            (program_error 3)
         "#]].assert_eq(&script::run::<Config>(PROGRAM, STORY));
     }
 
@@ -202,6 +276,15 @@ mod tests {
             (program_error 1)
         "#]]
         .assert_eq(&script::run::<Config>(&format!("{PROGRAM}\non_error = 'pass'"), STORY));
+    }
+
+    #[test]
+    fn what_json_cannot_spell_keeps_its_type_for_what_follows() {
+        let config = format!("{:?}", r#".time = to_unix_timestamp(parse_timestamp!(.at, "%+")); .at = parse_timestamp!(.at, "%+"); .n = 1.0"#);
+        expect![[r#"
+            00:01 {"at":"2026-11-20T12:00:00Z","n":1.0,"time":1795176000}
+        "#]]
+        .assert_eq(&script::run::<Config>(&format!("program = {config}"), "00:01 {\"at\":\"2026-11-20T13:00:00+01:00\"}"));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Sample {
         identity.extend_from_slice(batch.lane.partition.as_bytes());
         identity.push(0);
         let position = match batch.lane.origin {
-            Origin::File(_) | Origin::Stream => batch.base + u64::from(batch.spans[row as usize].start),
+            Origin::File(_) | Origin::Stream => batch.offset(row),
             Origin::Kafka { .. } => batch.base + u64::from(row),
             // They stand nowhere, so the record itself decides, with its time.
             Origin::Operator | Origin::Keyed(_) => {
@@ -178,7 +178,8 @@ mod tests {
             00:00 {"n":1,"user":1}
             00:00 {"n":7,"user":7}
             (sampled 8)
-        "#]].assert_eq(&script::run::<Config>("rate = 3", &story(10)));
+        "#]]
+        .assert_eq(&script::run::<Config>("rate = 3", &story(10)));
     }
 
     #[test]
@@ -189,6 +190,7 @@ mod tests {
             rate: must be at least 1 (`rate = 10` lets one of ten pass)
             ratio: must be from 0 to 1
             ratio: give `rate` or `ratio`, not both
-        "#]].assert_eq(&problems.concat());
+        "#]]
+        .assert_eq(&problems.concat());
     }
 }

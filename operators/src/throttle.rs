@@ -361,6 +361,7 @@ mod tests {
             events: must be at least 1
             per: must be longer than nothing
             max_keys: must be at least 1
-        "#]].assert_eq(&script::problems::<Config>("events = 0\nper = \"0s\"\nmax_keys = 0"));
+        "#]]
+        .assert_eq(&script::problems::<Config>("events = 0\nper = \"0s\"\nmax_keys = 0"));
     }
 }

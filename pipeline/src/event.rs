@@ -215,6 +215,13 @@ pub struct Times {
     pub max: Timestamp,
 }
 
+/// The block of a batch as its source read it, and where the records stood in it.
+#[derive(Debug)]
+pub struct Original {
+    block: Bytes,
+    spans: Arc<Vec<Span>>,
+}
+
 /// Records that travel together: all of one lane, in its order.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -224,6 +231,10 @@ pub struct Batch {
     /// The position of the block's first byte in its lane.
     pub base: u64,
     pub spans: Arc<Vec<Span>>,
+    /// How the records are read: the lane's codec, or JSON where an operator wrote them anew.
+    pub codec: Arc<dyn Codec>,
+    /// The records as they came in, where an operator wrote them anew.
+    pub original: Option<Arc<Original>>,
     pub selection: Selection,
     pub columns: Arc<Columns>,
     /// What operators made of the records, by row; `None` where a record is as it came in. Empty: none was changed.
@@ -239,6 +250,8 @@ pub struct Batch {
 impl Batch {
     pub fn new(lane: Arc<Lane>, block: Bytes, base: u64, spans: Vec<Span>, arrival: Timestamp) -> Self {
         Self {
+            codec: Arc::clone(&lane.codec),
+            original: None,
             lane,
             block,
             base,
@@ -294,7 +307,7 @@ impl Batch {
         batch
     }
 
-    /// The bytes of a record as they came in; empty where an operator made it.
+    /// The bytes of a record: as they came in, or as an operator wrote them anew. Empty where it is in [`Self::changed`].
     pub fn record(&self, row: u32) -> &[u8] {
         self.spans[row as usize].of(&self.block)
     }
@@ -313,13 +326,45 @@ impl Batch {
         changed[row as usize] = Some(value);
     }
 
+    /// Puts records that an operator wrote anew, as JSON, in the place of all of them. `changed` holds those that JSON cannot
+    /// spell, by row; where they stand came in, their coordinates, stays.
+    pub fn rewrite(&mut self, block: Bytes, spans: Vec<Span>, changed: Vec<Option<Value>>) {
+        let spans = Arc::new(spans);
+        let original = Original {
+            block: std::mem::replace(&mut self.block, block),
+            spans: std::mem::replace(&mut self.spans, spans),
+        };
+        self.original.get_or_insert_with(|| Arc::new(original));
+        self.codec = Arc::new(crate::json::JsonCodec::new());
+        self.columns = Arc::default();
+        self.changed = Arc::new(changed);
+    }
+
+    /// The bytes of a record as its source read them, whatever operators have made of it; empty where an operator made it.
+    pub fn raw(&self, row: u32) -> &[u8] {
+        match &self.original {
+            Some(original) => original.spans[row as usize].of(&original.block),
+            None => self.record(row),
+        }
+    }
+
+    /// Where a record stood in its lane.
+    fn place(&self, row: u32) -> Span {
+        self.original.as_ref().map_or(&self.spans, |original| &original.spans)[row as usize]
+    }
+
+    /// The position of a record's first byte in its lane.
+    pub fn offset(&self, row: u32) -> u64 {
+        self.base + u64::from(self.place(row).start)
+    }
+
     /// Decodes the fields of `projection` that are not decoded yet. The records have been through the source's check, so
     /// decoding cannot fail any more; a field that has no value is missing.
     pub fn decode(&mut self, projection: &Projection) {
         if self.block.is_empty() || self.columns.has(projection) {
             return;
         }
-        let codec = Arc::clone(&self.lane.codec);
+        let codec = Arc::clone(&self.codec);
         let mut columns = std::mem::take(&mut self.columns);
         Arc::make_mut(&mut columns).decode(&*codec, self, projection);
         self.columns = columns;
@@ -338,7 +383,7 @@ impl Batch {
         match self.changed(row) {
             Some(value) => Cow::Borrowed(value),
             None => {
-                Cow::Owned(self.lane.codec.value(self.record(row)).unwrap_or_else(|_| Value::Object(ObjectMap::new())))
+                Cow::Owned(self.codec.value(self.record(row)).unwrap_or_else(|_| Value::Object(ObjectMap::new())))
             }
         }
     }
@@ -364,9 +409,8 @@ impl Batch {
 
     /// Where a record stood in its source.
     pub fn coordinate(&self, row: u32) -> Value {
-        let span = self.spans[row as usize];
-        let offset = Value::Integer((self.base + u64::from(span.start)) as i64);
-        let length = Value::Integer(i64::from(span.len));
+        let offset = Value::Integer(self.offset(row) as i64);
+        let length = Value::Integer(i64::from(self.place(row).len));
         let fields: Vec<(&str, Value)> = match &self.lane.origin {
             Origin::File(file) => vec![("file", text(file)), ("offset", offset), ("length", length)],
             Origin::Stream => vec![("offset", offset), ("length", length)],
@@ -390,8 +434,7 @@ impl Batch {
         if let Origin::File(file) = &self.lane.origin {
             metadata.insert("file".into(), text(file));
         }
-        let offset = self.base + u64::from(self.spans[row as usize].start);
-        metadata.insert("offset".into(), Value::Integer(offset as i64));
+        metadata.insert("offset".into(), Value::Integer(self.offset(row) as i64));
         metadata.insert("partition".into(), text(&self.lane.partition));
         metadata.insert("ingest_time".into(), Value::Timestamp(self.arrival.to_datetime()));
         Value::Object(metadata)
@@ -399,7 +442,8 @@ impl Batch {
 
     /// About how much memory the batch holds: what bounded edges count.
     pub fn bytes(&self) -> usize {
-        self.block.len() + self.spans.len() * 32 + self.changed.len() * 256
+        let original = self.original.as_ref().map_or(0, |original| original.block.len());
+        self.block.len() + original + self.spans.len() * 32 + self.changed.len() * 256
     }
 }
 

@@ -119,17 +119,16 @@ impl Encoder {
         match self.kind {
             Kind::AsRead | Kind::Raw => true,
             // The source has checked that its records are JSON.
-            Kind::Json | Kind::Pretty { .. } => batch.lane.codec.name() == "json",
-            Kind::Text => batch.lane.codec.name() == "text",
+            Kind::Json | Kind::Pretty { .. } => batch.codec.name() == "json",
+            Kind::Text => batch.codec.name() == "text",
             Kind::Logfmt | Kind::Template(_) => false,
         }
     }
 
     /// Appends one record without a newline at its end. Returns how many templates failed on it: 0 or 1.
     pub(crate) fn append(&self, batch: &Batch, row: u32, out: &mut Vec<u8>) -> u64 {
-        let was_made = batch.block.is_empty();
         match &self.kind {
-            Kind::Raw if !was_made => out.extend_from_slice(batch.record(row)),
+            Kind::Raw if !batch.raw(row).is_empty() => out.extend_from_slice(batch.raw(row)),
             // An alert as a file holds it is still an alert.
             Kind::Pretty { is_coloured } => write_pretty(&batch.value(row), *is_coloured, out),
             Kind::Json if batch.changed(row).is_none() && self.is_verbatim(batch) => {
@@ -167,7 +166,8 @@ impl Encoder {
     pub(crate) fn pieces<'a>(&self, batch: &'a Batch, mut each: impl FnMut(Piece<'a>)) {
         // Lines of JSON are looked at one by one for newlines within, unless no JSON line can have one: those that were
         // split at newlines. The encodings below do not care.
-        let copies = matches!(self.kind, Kind::AsRead | Kind::Raw)
+        let copies = matches!(self.kind, Kind::AsRead)
+            || matches!(self.kind, Kind::Raw) && batch.original.is_none()
             || matches!(self.kind, Kind::Text | Kind::Json) && self.is_verbatim(batch);
         let keeps_changed = matches!(self.kind, Kind::Raw) && !batch.block.is_empty();
         let must_be_one_line = matches!(self.kind, Kind::Json);

@@ -277,7 +277,7 @@ impl Plan {
             }
             if let Some(edge) = edges.get_mut(rows[row as usize] as usize) {
                 let offset = match batch.lane.origin {
-                    Origin::File(_) | Origin::Stream => batch.base + u64::from(batch.spans[row as usize].start),
+                    Origin::File(_) | Origin::Stream => batch.offset(row),
                     Origin::Kafka { .. } => batch.base + u64::from(row),
                     Origin::Operator | Origin::Keyed(_) => 0,
                 };

@@ -20,4 +20,4 @@ mod write;
 
 pub use codec::JsonCodec;
 pub use value::parse_value;
-pub use write::{float_text, write_text, write_value};
+pub use write::{float_text, is_json, write_text, write_value};

@@ -49,6 +49,23 @@ pub fn write_value(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
+/// Whether a value read back from what [`write_value`] writes is that value: not where it holds times, regular expressions,
+/// text that is not UTF-8 or infinities, which JSON has no spelling for, or is nested deeper than is read.
+pub fn is_json(value: &Value) -> bool {
+    fn is_within(value: &Value, depth: u32) -> bool {
+        match value {
+            Value::Null | Value::Boolean(_) | Value::Integer(_) | Value::String(_) => true,
+            Value::Float(float) => float.is_finite(),
+            Value::Bytes(text) => simdutf8::basic::from_utf8(text).is_ok(),
+            Value::Regex(_) | Value::Timestamp(_) => false,
+            Value::Array(array) => depth > 0 && array.iter().all(|element| is_within(element, depth - 1)),
+            Value::Object(map) => depth > 0 && map.values().all(|member| is_within(member, depth - 1)),
+        }
+    }
+    // The scanner's bound, see `super::scan`.
+    is_within(value, super::scan::MAX_DEPTH)
+}
+
 /// Appends one JSON string, quotes included.
 pub fn write_text(text: &[u8], out: &mut Vec<u8>) {
     match std::str::from_utf8(text) {
