@@ -19,7 +19,7 @@ use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types::{Duration, Secret};
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::json;
-use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkState};
+use tocsin_pipeline::sink::{Notification, Sink, SinkContext, SinkError, SinkState};
 use tocsin_pipeline::template::{Escape, Template};
 use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
@@ -207,7 +207,12 @@ impl SinkConfig for Config {
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
         let mut config = self.clone();
         config.tls = self.tls.within(&context.folder);
-        Box::new(Webhook { config, name: Arc::clone(&context.name), open: None })
+        let wording = Arc::new(Wording {
+            body: self.body.as_ref().map(|body| Template::compile(body, Escape::None).expect("checked")),
+            preset: self.preset,
+            name: Arc::clone(&context.name),
+        });
+        Box::new(Webhook { config, wording, open: None })
     }
 }
 
@@ -258,20 +263,24 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 struct Webhook {
     config: Config,
-    name: Arc<str>,
+    wording: Arc<Wording>,
     open: Option<(Outbox, Arc<Endpoint>)>,
 }
 
 impl Sink for Webhook {
+    fn preview(&self, batch: &Batch, row: u32) -> Option<Notification> {
+        let body = self.wording.of(&batch.value(row));
+        Some(Notification { subject: None, body: String::from_utf8_lossy(&body).into_owned() })
+    }
+
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
             let config = &self.config;
             let tls = config.tls.load().map_err(SinkError)?;
             let endpoint = Endpoint {
                 client: Client::new(tls, if config.allow_private { client::any_address } else { is_public }),
-                body: config.body.as_ref().map(|body| Template::compile(body, Escape::None).expect("checked")),
+                wording: Arc::clone(&self.wording),
                 key: config.secret.as_ref().and_then(key),
-                name: Arc::clone(&self.name),
                 config: config.clone(),
             };
             let settings = Settings { concurrency: config.concurrency, max_age: config.max_age.0, retry: config.retry };
@@ -286,12 +295,32 @@ impl Sink for Webhook {
     }
 }
 
+/// What a request says of a record.
+struct Wording {
+    body: Option<Template>,
+    preset: Preset,
+    /// The sink's name, which Alertmanager's form holds.
+    name: Arc<str>,
+}
+
+impl Wording {
+    fn of(&self, record: &Value) -> Vec<u8> {
+        match (&self.body, self.preset) {
+            (Some(body), _) => body.render(record).text.into_bytes(),
+            (None, Preset::Alertmanager) => match alertmanager(record, &self.name) {
+                Some(payload) => payload.to_string().into_bytes(),
+                None => json_bytes(record),
+            },
+            (None, Preset::Tocsin) => json_bytes(record),
+        }
+    }
+}
+
 /// Makes requests and reads answers.
 struct Endpoint {
     config: Config,
-    name: Arc<str>,
     client: Client,
-    body: Option<Template>,
+    wording: Arc<Wording>,
     key: Option<Vec<u8>>,
 }
 
@@ -338,14 +367,7 @@ impl Courier for Endpoint {
     fn drafts(&self, batch: &Batch, row: u32) -> Result<Vec<Draft>, String> {
         let record = batch.value(row);
         let Identity { id, thread } = Identity::of(&record, batch, row);
-        let payload = match (&self.body, self.config.preset) {
-            (Some(body), _) => body.render(&record).text.into_bytes(),
-            (None, Preset::Alertmanager) => match alertmanager(&record, &self.name) {
-                Some(payload) => payload.to_string().into_bytes(),
-                None => json_bytes(&record),
-            },
-            (None, Preset::Tocsin) => json_bytes(&record),
-        };
+        let payload = self.wording.of(&record);
         Ok(vec![Draft { id, receiver: String::new(), thread, payload }])
     }
 

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types::{Duration, Secret};
 use tocsin_pipeline::event::{Batch, Field};
-use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkState};
+use tocsin_pipeline::sink::{Notification, Sink, SinkContext, SinkError, SinkState};
 use tocsin_pipeline::template::{self, Escape, Template};
 use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
@@ -210,24 +210,33 @@ impl SinkConfig for Config {
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
         let mut config = self.clone();
         config.ca = self.ca.as_ref().map(|path| context.folder.join(path));
-        Box::new(Email { config, open: None })
+        let wording = Arc::new(Wording {
+            subject: Template::compile(&self.subject, Escape::None).expect("checked"),
+            text: Template::compile(&self.text, Escape::None).expect("checked"),
+            html: Template::compile(&self.html, Escape::Html).expect("checked"),
+        });
+        Box::new(Email { config, wording, open: None })
     }
 }
 
 struct Email {
     config: Config,
+    wording: Arc<Wording>,
     open: Option<(Outbox, Arc<Post>)>,
 }
 
 impl Sink for Email {
+    fn preview(&self, batch: &Batch, row: u32) -> Option<Notification> {
+        let Worded { subject, text, .. } = self.wording.of(&batch.value(row));
+        Some(Notification { subject: Some(subject), body: text })
+    }
+
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
             let config = &self.config;
             let post = Post {
                 transport: transport(config)?,
-                subject: Template::compile(&config.subject, Escape::None).expect("checked"),
-                text: Template::compile(&config.text, Escape::None).expect("checked"),
-                html: Template::compile(&config.html, Escape::Html).expect("checked"),
+                wording: Arc::clone(&self.wording),
                 from: config.from.clone(),
                 to: config.to.clone(),
                 timeout: config.timeout.0,
@@ -272,12 +281,37 @@ fn transport(config: &Config) -> Result<AsyncSmtpTransport<Tokio1Executor>, Sink
     Ok(transport.build())
 }
 
-/// Renders mails and hands them to the server.
-struct Post {
-    transport: AsyncSmtpTransport<Tokio1Executor>,
+/// What a mail says of a record.
+struct Wording {
     subject: Template,
     text: Template,
     html: Template,
+}
+
+/// A record in words.
+struct Worded {
+    subject: String,
+    text: String,
+    html: String,
+}
+
+impl Wording {
+    fn of(&self, record: &Value) -> Worded {
+        let mut fields = record.as_object().cloned().unwrap_or_else(ObjectMap::new);
+        fields.insert("record".into(), record.clone());
+        let context = template::context(&Value::Object(fields));
+        Worded {
+            subject: message::one_line(&self.subject.render_context(&context).text),
+            text: self.text.render_context(&context).text,
+            html: self.html.render_context(&context).text,
+        }
+    }
+}
+
+/// Renders mails and hands them to the server.
+struct Post {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    wording: Arc<Wording>,
     from: String,
     to: Vec<String>,
     timeout: std::time::Duration,
@@ -301,11 +335,7 @@ impl Courier for Post {
             _ => None,
         };
         let begun = text("firing_id").filter(|_| text("state").as_deref() == Some("resolved"));
-        let mut fields = record.as_object().cloned().unwrap_or_else(ObjectMap::new);
-        fields.insert("record".into(), record.clone().into_owned());
-        let context = template::context(&Value::Object(fields));
-        let subject = message::one_line(&self.subject.render_context(&context).text);
-        let (text, html) = (self.text.render_context(&context).text, self.html.render_context(&context).text);
+        let Worded { subject, text, html } = self.wording.of(&record);
         let draft = |to: &String| {
             let mail = message::Mail {
                 from: self.from.clone(),
