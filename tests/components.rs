@@ -109,7 +109,7 @@ fn the_examples_of_the_pages_are_fine() {
                 }
                 let path = folder.path().join(format!("{name}.toml"));
                 // Secrets of examples are in files that are not there.
-                let whole = complete(&example.replace("${file:", "${NONE:-https://"));
+                let whole = complete(&example.replace("${file:/", "${NONE:-https://example.org/"));
                 fs::write(&path, &whole).unwrap();
                 let output = tocsin(&["check"]).arg(&path).output().unwrap();
                 assert!(
