@@ -12,6 +12,8 @@ use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::{self, Settings, Status};
 use tocsin_pipeline::time::{Clock, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::SignalStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
@@ -87,14 +89,11 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
 
 /// The first SIGTERM or SIGINT drains, the second exits at once: safe, as a crash is.
 fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut signals = SignalStream::new(terminate).merge(SignalStream::new(interrupt));
     tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+        while signals.next().await.is_some() {
             if stop.is_cancelled() {
                 tracing::warn!("stopping at once; what was under way is read again after the next start");
                 std::process::exit(130);

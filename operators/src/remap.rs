@@ -280,11 +280,17 @@ mod tests {
 
     #[test]
     fn what_json_cannot_spell_keeps_its_type_for_what_follows() {
-        let config = format!("{:?}", r#".time = to_unix_timestamp(parse_timestamp!(.at, "%+")); .at = parse_timestamp!(.at, "%+"); .n = 1.0"#);
+        let config = format!(
+            "{:?}",
+            r#".time = to_unix_timestamp(parse_timestamp!(.at, "%+")); .at = parse_timestamp!(.at, "%+"); .n = 1.0"#
+        );
         expect![[r#"
             00:01 {"at":"2026-11-20T12:00:00Z","n":1.0,"time":1795176000}
         "#]]
-        .assert_eq(&script::run::<Config>(&format!("program = {config}"), "00:01 {\"at\":\"2026-11-20T13:00:00+01:00\"}"));
+        .assert_eq(&script::run::<Config>(
+            &format!("program = {config}"),
+            "00:01 {\"at\":\"2026-11-20T13:00:00+01:00\"}",
+        ));
     }
 
     #[test]

@@ -382,9 +382,7 @@ impl Batch {
     pub fn value(&self, row: u32) -> Cow<'_, Value> {
         match self.changed(row) {
             Some(value) => Cow::Borrowed(value),
-            None => {
-                Cow::Owned(self.codec.value(self.record(row)).unwrap_or_else(|_| Value::Object(ObjectMap::new())))
-            }
+            None => Cow::Owned(self.codec.value(self.record(row)).unwrap_or_else(|_| Value::Object(ObjectMap::new()))),
         }
     }
 
