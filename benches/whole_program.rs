@@ -205,10 +205,11 @@ impl Bench {
         print_row(name, bytes, records, &best);
     }
 
-    /// From the write of a line to the read of it, at 100,000 lines a second.
+    /// From the write of a line to the read of it, at 100,000 lines a second; beside it the same without the daemon.
     fn latency(&self) {
-        const RATE: u64 = 100_000;
-        const SECONDS: u64 = 5;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+        print_latencies("  yardstick: one TCP connection", &mut latencies(stream, listener, || ()));
         let out = self.folder.join("out");
         fs::create_dir_all(&out).expect("a temporary folder");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -218,56 +219,21 @@ impl Bench {
         let mut command = tocsin("p6-tcp.toml", &out);
         command.env("BENCH_IN_PORT", in_port.to_string()).env("BENCH_OUT_PORT", out_port.to_string());
         let mut daemon = command.spawn().expect("the binary was built");
-        let mut stream = loop {
+        let stream = loop {
             match TcpStream::connect(("127.0.0.1", in_port)) {
                 Ok(stream) => break stream,
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        stream.set_nodelay(true).expect("a TCP stream");
-        let begun = Instant::now();
-        let reader = std::thread::spawn(move || {
-            let (stream, _) = listener.accept().expect("the daemon connects");
-            let mut lines = BufReader::with_capacity(1 << 16, stream);
-            let (mut line, mut latencies) = (String::new(), Vec::new());
-            while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
-                let now = begun.elapsed().as_nanos() as u64;
-                let sent = line.split("\"sent\":").nth(1).and_then(|rest| rest.split('}').next());
-                let sent: u64 = sent.and_then(|sent| sent.parse().ok()).expect("what was written");
-                latencies.push(now - sent);
-                line.clear();
-            }
-            latencies
+        let before = usage(daemon.id()).expect("it runs");
+        let mut cpu = 0.0;
+        let mut latencies = latencies(stream, listener, || {
+            cpu = usage(daemon.id()).expect("it runs") - before;
+            std::thread::sleep(Duration::from_millis(300));
+            stop(&mut daemon);
         });
-        let mut text = Vec::new();
-        for number in 0..RATE * SECONDS {
-            let due = Duration::from_nanos(number * 1_000_000_000 / RATE);
-            let now = begun.elapsed();
-            if now < due {
-                stream.write_all(&text).expect("the daemon reads");
-                text.clear();
-                std::thread::sleep(due - now);
-            }
-            let sent = begun.elapsed().as_nanos();
-            writeln!(text, "{{\"keep\":true,\"pad\":\"{:0>150}\",\"sent\":{sent}}}", number)
-                .expect("writing to memory");
-        }
-        stream.write_all(&text).expect("the daemon reads");
-        drop(stream);
-        std::thread::sleep(Duration::from_millis(300));
-        stop(&mut daemon);
-        let mut latencies = reader.join().expect("the reader");
-        latencies.sort_unstable();
-        let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1e3;
-        println!(
-            "{:<34} p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs over {} of {} lines",
-            "P6 TCP in, filter, TCP out",
-            at(0.5),
-            at(0.99),
-            at(0.999),
-            latencies.len(),
-            RATE * SECONDS
-        );
+        print_latencies("P6 TCP in, filter, TCP out", &mut latencies);
+        println!("{:<34} {:.0} % of a core", "  the daemon meanwhile", cpu / SECONDS as f64 * 100.0);
     }
 
     /// Start-up to the first event, and what a daemon with nothing to do costs.
@@ -301,6 +267,61 @@ impl Bench {
             (after - before) / 5.0 * 100.0
         );
     }
+}
+
+/// How many lines a second, for how long, the latency is measured at.
+const RATE: u64 = 100_000;
+const SECONDS: u64 = 5;
+
+/// Writes lines to `stream` and reads them from whoever connects to `listener`: how many nanoseconds each was on its way.
+fn latencies(mut stream: TcpStream, listener: TcpListener, finish: impl FnOnce()) -> Vec<u64> {
+    stream.set_nodelay(true).expect("a TCP stream");
+    let begun = Instant::now();
+    let reader = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("somebody connects");
+        let mut lines = BufReader::with_capacity(1 << 16, stream);
+        let (mut line, mut latencies) = (Vec::new(), Vec::new());
+        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let now = begun.elapsed().as_nanos() as u64;
+            // The number is the last field: up to the closing brace and the newline.
+            let digits = line.len().saturating_sub(2);
+            let start = line[..digits].iter().rposition(|byte| *byte == b':').expect("what was written") + 1;
+            let sent: u64 =
+                std::str::from_utf8(&line[start..digits]).ok().and_then(|sent| sent.parse().ok()).expect("a number");
+            latencies.push(now - sent);
+            line.clear();
+        }
+        latencies
+    });
+    let mut text = Vec::new();
+    for number in 0..RATE * SECONDS {
+        let due = Duration::from_nanos(number * 1_000_000_000 / RATE);
+        let now = begun.elapsed();
+        if now < due {
+            stream.write_all(&text).expect("it is read");
+            text.clear();
+            std::thread::sleep(due - now);
+        }
+        let sent = begun.elapsed().as_nanos();
+        writeln!(text, "{{\"keep\":true,\"pad\":\"{:0>150}\",\"sent\":{sent}}}", number).expect("writing to memory");
+    }
+    stream.write_all(&text).expect("it is read");
+    drop(stream);
+    finish();
+    reader.join().expect("the reader")
+}
+
+fn print_latencies(name: &str, latencies: &mut [u64]) {
+    latencies.sort_unstable();
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1e3;
+    println!(
+        "{name:<34} p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs over {} of {} lines",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        latencies.len(),
+        RATE * SECONDS
+    );
 }
 
 fn tocsin(config: &str, out: &Path) -> Command {

@@ -642,9 +642,15 @@ impl<'a> Checker<'a> {
             let error = match parse(node.deserializer()) {
                 Ok(options) => {
                     let mut problems = problems(&options);
-                    // What was taken out has its default now, and what is said of that means nothing.
+                    // What was taken out has its default now or none: what is said of it, of what goes with it, or of the
+                    // component as a whole means nothing.
                     problems.retain(|problem| {
-                        removed.is_empty() || removed.iter().all(|name| !problem.option.starts_with(name.as_str()))
+                        removed.is_empty()
+                            || !problem.option.is_empty()
+                                && removed.iter().all(|name| {
+                                    !problem.option.starts_with(name.as_str())
+                                        && !problem.message.contains(&format!("`{name}`"))
+                                })
                     });
                     self.told(problems, &node);
                     return removed.is_empty().then_some(options);

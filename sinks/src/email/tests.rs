@@ -135,12 +135,12 @@ async fn run(options: &str, folder: &Path, given: &[&str]) -> (u64, u64) {
     (metrics.sent_events(), metrics.dropped_events(Reason::Refused))
 }
 
-/// The text part of a message.
+/// The text part of a message, its lines ended as in this file.
 fn text_of(message: &str) -> String {
     let part = message.split("Content-Type: text/plain").nth(1).unwrap();
     let encoded = part.split("\r\n\r\n").nth(1).unwrap();
     let encoded: String = encoded.split("--=_").next().unwrap().split_whitespace().collect();
-    String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap()
+    String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap().replace("\r\n", "\n")
 }
 
 fn header<'a>(message: &'a str, name: &str) -> Option<&'a str> {
