@@ -74,7 +74,10 @@ fn bytes(text: &[u8], string: Text) -> Bytes {
 /// What a key between its quotes names. Keys are text: what is not UTF-8 in them becomes U+FFFD.
 pub(super) fn key_text(raw: &[u8], is_escaped: bool) -> Cow<'_, str> {
     if !is_escaped {
-        return String::from_utf8_lossy(raw);
+        return match simdutf8::basic::from_utf8(raw) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(raw),
+        };
     }
     let mut unescaped = Vec::with_capacity(raw.len());
     unescape(raw, &mut unescaped);

@@ -68,7 +68,7 @@ pub fn is_json(value: &Value) -> bool {
 
 /// Appends one JSON string, quotes included.
 pub fn write_text(text: &[u8], out: &mut Vec<u8>) {
-    match std::str::from_utf8(text) {
+    match simdutf8::basic::from_utf8(text) {
         Ok(text) => write_utf8(text, out),
         Err(_) => write_utf8(&String::from_utf8_lossy(text), out),
     }
