@@ -47,6 +47,9 @@ impl Worker {
         }
         if self.is_first_look {
             self.is_first_look = false;
+            if self.once {
+                self.tell_expected(&there);
+            }
             self.announce()?;
         }
         if let Some(watch) = &mut self.watch {
@@ -61,6 +64,18 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Tells how much there is to read, for progress; not where files are compressed, as their sizes say little then.
+    fn tell_expected(&self, there: &[There]) {
+        let is_packed = |path: &Path| path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
+        if there.iter().any(|found| is_packed(&found.path)) {
+            return;
+        }
+        let read: BTreeMap<Identity, u64> =
+            self.generations.values().map(|generation| (generation.identity(), generation.position.offset)).collect();
+        let left = |found: &There| found.size.saturating_sub(read.get(&found.identity).copied().unwrap_or(0));
+        self.context.metrics.expect_bytes(there.iter().map(left).sum());
     }
 
     pub(super) fn stat(&self, path: &Path) -> Option<There> {
