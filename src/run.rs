@@ -41,8 +41,9 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
         .build()
         .context("starting the threads")?;
     let outcome = executor.block_on(serve(plan, options, threads));
-    // A thread that is stuck in a read of a pipe or a terminal would be waited for.
-    executor.shutdown_background();
+    // A thread that is stuck in a read of a terminal or in a write to a full disk would be waited for, and one that is
+    // interrupted would complain: the process ends here, and they with it.
+    std::mem::forget(executor);
     outcome
 }
 

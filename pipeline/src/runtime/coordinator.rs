@@ -235,8 +235,21 @@ impl Coordinator {
         let mut snapshot = Snapshot::default();
         let mut failed = None;
         let mut patience = std::pin::pin!(tokio::time::sleep(CHECKPOINT_TIMEOUT));
+        let (stop, shutdown_timeout) = (runner.stop.clone(), runner.settings.shutdown_timeout);
+        let overdue = async move {
+            stop.cancelled().await;
+            tokio::time::sleep(shutdown_timeout).await;
+        };
+        let mut overdue = std::pin::pin!(overdue);
         while expected > 0 {
             tokio::select! {
+                () = &mut overdue => {
+                    // A sink that cannot write (a full disk) would hold the end for ever; what it has not written is read
+                    // again after the next start.
+                    tracing::warn!(epoch, "the last checkpoint did not come in time; the one before stays");
+                    self.is_broken = true;
+                    return Ok(None);
+                }
                 report = self.reports.recv() => match report {
                     None => return Ok(None),
                     Some(Report::SourceEnded) => self.ended += 1,
