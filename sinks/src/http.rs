@@ -499,7 +499,7 @@ impl Sender {
         tokio::pin!(deadline);
         loop {
             if self.gathering.ends.is_empty() {
-                deadline.as_mut().reset(tokio::time::Instant::now() + self.http.limits.timeout.0);
+                deadline.set(tokio::time::sleep(self.http.limits.timeout.0));
             } else if self.has_ended {
                 self.seal();
             }

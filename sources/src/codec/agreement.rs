@@ -1,5 +1,7 @@
 //! What tests of codecs share: every codec must find the same fields by projection as in the whole record.
 
+use expect_test::Expect;
+use tocsin_config::component::CodecConfig;
 use tocsin_pipeline::codec::{Codec, Columns, PathTable, Projection};
 use tocsin_pipeline::event::Span;
 use vrl::path::{OwnedSegment, OwnedValuePath};
@@ -110,4 +112,14 @@ pub(super) fn show(codec: &dyn Codec, record: &str) -> String {
         Ok(value) => value.to_string(),
         Err(error) => format!("{}: {error}", error.reason),
     }
+}
+
+/// Builds a codec from its options and checks it on some records, whose events must be `expected`.
+pub(super) fn check_events<C: CodecConfig>(options: &str, records: &[&str], expected: Expect) {
+    let config: C = toml::from_str(options).unwrap();
+    assert_eq!(config.problems(), []);
+    let codec = config.build();
+    check_all(&*codec, records);
+    let shown: Vec<_> = records.iter().map(|record| show(&*codec, record)).collect();
+    expected.assert_eq(&shown.join("\n"));
 }

@@ -242,7 +242,7 @@ fn blanks<'a>(bytes: impl Iterator<Item = &'a u8>, delimiter: u8) -> usize {
 mod tests {
     use expect_test::{Expect, expect};
 
-    use super::super::agreement::{check_all, show};
+    use super::super::agreement::check_events;
     use super::*;
 
     fn config(options: &str) -> Config {
@@ -250,12 +250,7 @@ mod tests {
     }
 
     fn check(options: &str, records: &[&str], expected: Expect) {
-        let config = config(options);
-        assert_eq!(config.problems(), []);
-        let codec = config.build();
-        check_all(&*codec, records);
-        let shown: Vec<_> = records.iter().map(|record| show(&*codec, record)).collect();
-        expected.assert_eq(&shown.join("\n"));
+        check_events::<Config>(options, records, expected);
     }
 
     #[test]

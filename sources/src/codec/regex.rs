@@ -157,7 +157,7 @@ impl Scan for Pattern {
 mod tests {
     use expect_test::{Expect, expect};
 
-    use super::super::agreement::{check_all, show};
+    use super::super::agreement::check_events;
     use super::*;
 
     fn config(options: &str) -> Config {
@@ -165,12 +165,7 @@ mod tests {
     }
 
     fn check(options: &str, records: &[&str], expected: Expect) {
-        let config = config(options);
-        assert_eq!(config.problems(), []);
-        let codec = config.build();
-        check_all(&*codec, records);
-        let shown: Vec<_> = records.iter().map(|record| show(&*codec, record)).collect();
-        expected.assert_eq(&shown.join("\n"));
+        check_events::<Config>(options, records, expected);
     }
 
     #[test]
