@@ -10,6 +10,7 @@ use tocsin_config::build::build;
 use tocsin_config::plan::Plan;
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::{self, Settings, Status};
+use tocsin_pipeline::store::Disk;
 use tocsin_pipeline::time::{Clock, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt;
@@ -72,6 +73,7 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
         memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
         once: options.once,
         clock: Arc::clone(&clock),
+        storage: Arc::new(Disk),
         metrics,
         status: Arc::clone(&status),
     };

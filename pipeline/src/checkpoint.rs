@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::fault;
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
 use crate::time::Timestamp;
 
@@ -170,7 +171,7 @@ impl Checkpoints {
             .unwrap_or(0);
         let mut checkpoints = Self {
             storage,
-            folder,
+            folder: folder.clone(),
             current: None,
             segments: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -197,6 +198,7 @@ impl Checkpoints {
                 }
                 let (manifest, restored) = loaded.remove(&epoch).expect("decided from what was loaded");
                 checkpoints.current = Some(manifest);
+                checkpoints.tidy(&names).map_err(io("tidying"))?;
                 checkpoints.collect_garbage();
                 Ok((checkpoints, restored, passed_over))
             }
@@ -277,17 +279,24 @@ impl Checkpoints {
         let mut written = 0;
         if !segment.is_empty() {
             let path = self.path("segment", epoch);
+            fault::point("segment.write");
             self.storage.write_new(&path, segment.content()).map_err(io("writing", &path))?;
+            fault::point("segment.written");
             self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
+            fault::point("segment.synced");
             written += segment.len();
         }
         let mut file = FileWriter::new(epoch);
         let text = serde_json::to_vec(manifest).expect("a manifest has string keys");
         file.push(epoch, Kind::Manifest, &text);
         let (path, temporary) = (self.path("manifest", epoch), self.folder.join("manifest.tmp"));
+        fault::point("manifest.write");
         self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
+        fault::point("manifest.written");
         self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
+        fault::point("manifest.renamed");
         self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
+        fault::point("manifest.synced");
         Ok((written + file.len()) as u64)
     }
 
@@ -335,6 +344,26 @@ impl Checkpoints {
 
     fn keep(&mut self, epoch: u64, manifest: &Manifest) {
         self.kept.insert(epoch, places(manifest).map(|place| place.segment).collect());
+    }
+
+    /// Puts manifests that cannot be used aside, for people, and deletes what a crash has left of epochs that never
+    /// became complete: no manifest names it, and none ever will.
+    fn tidy(&mut self, names: &[String]) -> std::io::Result<()> {
+        for epoch in names.iter().filter_map(|name| number(name, "manifest-")) {
+            if self.kept.contains_key(&epoch) {
+                continue;
+            }
+            let aside = self.folder.join("damaged");
+            self.storage.create_dir(&aside)?;
+            let path = self.path("manifest", epoch);
+            self.storage.rename(&path, &aside.join(path.file_name().expect("it has a name")))?;
+        }
+        for segment in names.iter().filter_map(|name| number(name, "segment-")) {
+            if !self.segments.contains_key(&segment) {
+                self.storage.remove(&self.path("segment", segment))?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what no kept epoch needs. A failure leaves a file too many, which the next start finds and deletes.

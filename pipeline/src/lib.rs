@@ -7,6 +7,7 @@ pub mod codec;
 pub mod event;
 pub mod explain;
 pub mod expression;
+pub mod fault;
 pub mod graph;
 pub mod intake;
 pub mod json;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::event::Batch;
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
+use crate::store::Storage;
 use crate::time::Clock;
 
 /// What a sink is handed, in order.
@@ -52,6 +53,8 @@ pub struct SinkContext {
     /// A folder of its own for what must survive (`DATA_DIR/sinks/NAME`, already made); `None` where there is no data_dir.
     pub data_dir: Option<PathBuf>,
     pub clock: Arc<dyn Clock>,
+    /// What is in `data_dir` is read and written through this.
+    pub storage: Arc<dyn Storage>,
     pub metrics: ComponentMetrics,
     /// Cancelled when the time for draining is over: give up waiting for peers, keep what is undelivered in the state.
     pub stop: CancellationToken,

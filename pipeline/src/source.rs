@@ -19,6 +19,7 @@ use crate::codec::Codec;
 use crate::event::{Lane, Origin, Span};
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
+use crate::store::Storage;
 use crate::time::{Clock, Timestamp};
 
 /// The size of the blocks a busy source should cut. An idle one hands over what has arrived, at once.
@@ -137,6 +138,8 @@ pub struct SourceContext {
     /// A folder of its own for what must survive.
     pub data_dir: Option<PathBuf>,
     pub clock: Arc<dyn Clock>,
+    /// What is in `data_dir` is read and written through this.
+    pub storage: Arc<dyn Storage>,
     pub metrics: ComponentMetrics,
     /// Cancelled when the source is to stop reading: return soon, without reading to the end.
     pub stop: CancellationToken,

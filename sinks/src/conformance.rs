@@ -126,6 +126,7 @@ impl Running {
             restored,
             data_dir,
             clock: clock.clone(),
+            storage: Arc::new(tocsin_pipeline::store::Disk),
             metrics: metrics.clone(),
             stop: stop.clone(),
             input,

@@ -107,6 +107,7 @@ impl Running {
             once: start.once,
             data_dir: None,
             clock: Arc::new(SystemClock::default()),
+            storage: Arc::new(tocsin_pipeline::store::Disk),
             metrics: Metrics::new().component("source", "source"),
             stop: stop.clone(),
             events: sender,

@@ -35,6 +35,7 @@ pub(crate) fn context_of(capacity: usize) -> TestContext {
         once: false,
         data_dir: None,
         clock: Arc::new(SystemClock::default()),
+        storage: Arc::new(tocsin_pipeline::store::Disk),
         metrics: Metrics::new().component("test", "source"),
         stop: CancellationToken::new(),
         events: sender,

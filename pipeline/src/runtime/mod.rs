@@ -25,7 +25,7 @@ use crate::graph::{Graph, StageTask, Tasks, Work};
 use crate::metrics::Metrics;
 use crate::sink::SinkState;
 use crate::source::Gone;
-use crate::store::{Disk, Lock};
+use crate::store::{Lock, Storage};
 use crate::time::Clock;
 
 /// How a pipeline is run.
@@ -42,6 +42,8 @@ pub struct Settings {
     /// Sources read to their end and finish.
     pub once: bool,
     pub clock: Arc<dyn Clock>,
+    /// Where everything in the data directory is read and written.
+    pub storage: Arc<dyn Storage>,
     pub metrics: Metrics,
     pub status: Arc<Status>,
 }
@@ -158,7 +160,7 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
 
 fn open_state(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoints>, Restored), RunError> {
     let Some(data_dir) = &settings.data_dir else { return Ok((None, None, Restored::default())) };
-    std::fs::create_dir_all(data_dir).map_err(|error| {
+    settings.storage.create_dir(data_dir).map_err(|error| {
         RunError::Start(format!(
             "cannot make the data directory {}: {error}; give another with --data-dir",
             data_dir.display()
@@ -166,7 +168,7 @@ fn open_state(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoints>,
     })?;
     let lock = Lock::take(data_dir).map_err(RunError::Start)?;
     let (checkpoints, restored, passed_over) =
-        Checkpoints::open(Arc::new(Disk), data_dir).map_err(|error| match error {
+        Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
             CheckpointError::Io { .. } => RunError::Start(error.to_string()),
             CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
         })?;

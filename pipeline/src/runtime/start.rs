@@ -73,6 +73,7 @@ impl Runner<'_> {
                 restored: restored.sinks.remove(&*name),
                 data_dir,
                 clock: Arc::clone(&self.settings.clock),
+                storage: Arc::clone(&self.settings.storage),
                 metrics: metrics.clone(),
                 stop: self.drain.clone(),
                 input: wiring.queued(index).expect("every sink has its queue"),
@@ -123,6 +124,7 @@ impl Runner<'_> {
                 once: self.settings.once,
                 data_dir: self.folder("sources", &name)?,
                 clock: Arc::clone(&self.settings.clock),
+                storage: Arc::clone(&self.settings.storage),
                 metrics,
                 stop: self.stop.clone(),
                 events: events_sender,
@@ -155,7 +157,9 @@ impl Runner<'_> {
     fn folder(&self, kind: &str, name: &str) -> Result<Option<PathBuf>, RunError> {
         let Some(data_dir) = &self.settings.data_dir else { return Ok(None) };
         let folder = data_dir.join(kind).join(name);
-        std::fs::create_dir_all(&folder)
+        self.settings
+            .storage
+            .create_dir(&folder)
             .map_err(|error| RunError::Start(format!("cannot make {}: {error}", folder.display())))?;
         Ok(Some(folder))
     }

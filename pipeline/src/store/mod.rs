@@ -7,67 +7,46 @@
 //! len u32 | crc32c u32 | epoch u64 | kind u8 | payload        (little endian; len and crc cover epoch, kind and payload)
 //! ```
 
+mod disk;
+
+use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-/// The few operations that state needs.
-pub trait Storage: Send + Sync {
+pub use self::disk::Disk;
+
+/// The few operations that state needs. All of them block.
+pub trait Storage: Debug + Send + Sync {
     /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`].
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Opens a file to add to its end, making it if there is none. The name of a new one is durable only after
+    /// [`Self::sync_dir`].
+    fn append(&self, path: &Path) -> io::Result<Box<dyn Append>>;
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Up to `length` bytes from `offset`; fewer where the file ends.
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Cuts a file to a length and makes that durable.
+    fn cut(&self, path: &Path, length: u64) -> io::Result<()>;
     /// Replaces `to` by `from`, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable: without it a crash can undo a rename that was already acted on.
     fn sync_dir(&self, folder: &Path) -> io::Result<()>;
-    /// The names of the files in a folder, sorted.
+    /// The names of the files in a folder, sorted; folders in it are not among them.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
-    /// Makes a folder and those above it.
+    /// Makes a folder and those above it, durably.
     fn create_dir(&self, folder: &Path) -> io::Result<()>;
 }
 
-/// The machine's file systems.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Disk;
-
-impl Storage for Disk {
-    fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-        file.write_all(content)?;
-        // An error here is final for this file: the kernel may have dropped the pages, and a second fsync would lie.
-        file.sync_all()
-    }
-
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let mut content = Vec::new();
-        File::open(path)?.read_to_end(&mut content)?;
-        Ok(content)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-
-    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()
-    }
-
-    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
-        let mut names: Vec<String> = fs::read_dir(folder)?
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        Ok(names)
-    }
-
-    fn create_dir(&self, folder: &Path) -> io::Result<()> {
-        fs::create_dir_all(folder)
-    }
+/// A file that grows at its end.
+pub trait Append: Debug + Send {
+    /// Adds all of `bytes`. They survive the end of the process, and a power cut after [`Self::sync`]. After an error the
+    /// file may hold a part of them: write no more to it.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes what was written durable. An error is final for this file: the kernel may have dropped the pages, and a second
+    /// attempt would lie.
+    fn sync(&mut self) -> io::Result<()>;
 }
 
 /// What a record in a file is.
