@@ -370,14 +370,17 @@ impl Checkpoints {
     fn collect_garbage(&mut self) {
         while self.kept.len() > KEPT {
             let (epoch, _) = self.kept.pop_first().expect("it has more than none");
+            fault::point("garbage.manifest");
             let _ = self.storage.remove(&self.path("manifest", epoch));
         }
         let needed: BTreeSet<u64> = self.kept.values().flatten().copied().collect();
         let stale: Vec<u64> = self.segments.keys().filter(|segment| !needed.contains(segment)).copied().collect();
         for segment in stale {
+            fault::point("garbage.segment");
             self.segments.remove(&segment);
             let _ = self.storage.remove(&self.path("segment", segment));
         }
+        fault::point("garbage.done");
     }
 
     fn path(&self, kind: &str, epoch: u64) -> PathBuf {

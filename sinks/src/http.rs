@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types::{self, ByteSize, Secret};
 use tocsin_pipeline::event::{Batch, Lane, Origin, Span};
+use tocsin_pipeline::fault;
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{Queued, Sink, SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
@@ -653,7 +654,9 @@ fn deliver(
             }
             let key = HeaderValue::from_str(&body.key).unwrap_or_else(|_| HeaderValue::from_static("unnamed"));
             request.headers_mut().insert("idempotency-key", key);
+            fault::point("http.send");
             let verdict = judge(client.send(request, http.timeout, RESPONSE_BYTES).await, clock.now());
+            fault::point("http.answered");
             let Verdict::Again { wish, told } = verdict else { return (body, verdict) };
             metrics.error("request");
             if backoff.attempts() == 0 {

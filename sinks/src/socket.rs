@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::fault;
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{Queued, Sink, SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
@@ -458,6 +459,7 @@ impl Sender {
             match &mut link {
                 Link::Stream(stream) => {
                     if has_pending {
+                        fault::point("socket.write");
                         let (mut read, mut write) = tokio::io::split(&mut *stream);
                         tokio::select! {
                             biased;
@@ -465,6 +467,7 @@ impl Sender {
                                 Ok(0) => return Over::Broken(io::ErrorKind::WriteZero.into()),
                                 Ok(count) => {
                                     backoff.reset();
+                                    fault::point("socket.written");
                                     self.written(count);
                                     if self.pending.is_empty() && let Err(error) = write.flush().await {
                                         return Over::Broken(error);

@@ -11,6 +11,7 @@ use super::edge::{Level, Signal, Ticket};
 use super::start::Runner;
 use super::{Done, Failure, Report, RunError, StateReport};
 use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::fault;
 use crate::sink::{Queued, SinkInput, SinkState};
 
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
@@ -184,6 +185,7 @@ impl Coordinator {
                     // A sink whose queue is full hears of the next one.
                     let _ = sink.try_send(Queued::free(SinkInput::Committed { epoch }));
                 }
+                fault::point("checkpoint.told");
                 true
             }
             Err(error) => {
@@ -201,6 +203,7 @@ impl Coordinator {
         epoch: u64,
         full: bool,
     ) -> Result<Option<(Snapshot, Arc<Ticket>)>, RunError> {
+        fault::point("checkpoint.barrier");
         let mut prepared = Vec::new();
         for number in 0..self.counts.2 {
             let (sender, receiver) = oneshot::channel();
@@ -303,6 +306,7 @@ impl Coordinator {
             }
             return Ok(None);
         }
+        fault::point("checkpoint.collected");
         Ok(Some((snapshot, ticket)))
     }
 

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tocsin_pipeline::fault;
 
 use super::path::Identity;
 
@@ -223,8 +224,10 @@ impl Journal {
         }
         // Taken out, so that a failure leaves none behind: after a failed sync a file is not to be trusted.
         let Some(mut file) = self.file.take() else { return Err(io::Error::other("the journal is not open")) };
+        fault::point("ledger.write");
         file.write_all(&text)?;
         file.sync_data()?;
+        fault::point("ledger.written");
         self.lines += lines.len();
         self.file = Some(file);
         Ok(())
@@ -244,7 +247,9 @@ impl Journal {
         let mut file = File::create(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
+        fault::point("ledger.rewrite");
         std::fs::rename(&new, path)?;
+        fault::point("ledger.renamed");
         if let Some(folder) = path.parent() {
             File::open(folder)?.sync_all()?;
         }

@@ -7,6 +7,7 @@ use flate2::Compression as GzipLevel;
 use flate2::write::GzEncoder;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tocsin_pipeline::fault;
 
 use super::path::{Identity, identity};
 
@@ -135,6 +136,7 @@ impl Output {
             return Ok(());
         }
         let mut rest = lines;
+        fault::point("output.write");
         while !rest.is_empty() {
             match self.file.write(rest) {
                 Ok(count) => {
@@ -150,6 +152,7 @@ impl Output {
                 }
             }
         }
+        fault::point("output.written");
         Ok(())
     }
 
@@ -178,6 +181,9 @@ impl Output {
     }
 
     fn drain(&mut self) -> io::Result<()> {
+        if self.written < self.ready.len() {
+            fault::point("output.write");
+        }
         while self.written < self.ready.len() {
             match self.file.write(&self.ready[self.written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -185,6 +191,7 @@ impl Output {
                     self.written += count;
                     self.length += count as u64;
                     self.is_dirty = true;
+                    fault::point("output.written");
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -200,7 +207,9 @@ impl Output {
     /// file is not to be used any more: the system may have forgotten what it could not write, and would not say so again.
     pub(super) fn sync(&mut self, must_be_durable: bool) -> io::Result<u64> {
         if self.is_dirty && must_be_durable {
+            fault::point("output.sync");
             self.file.sync_data()?;
+            fault::point("output.synced");
             self.is_dirty = false;
         }
         self.length = identity(&self.file)?.1;

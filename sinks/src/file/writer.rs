@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::{Timestamp, nanos};
@@ -56,12 +57,17 @@ pub(super) fn recover(
     let base = Folder::open(folder).map_err(told(format!("opening {}", folder.display())))?;
     let mut journal = Journal::open(data_dir).map_err(told("reading the journal of opened files".to_owned()))?;
     for step in ledger::recovery(state.as_ref(), &journal) {
+        if fault::is_planted(Defect::NoCut) {
+            continue;
+        }
+        fault::point("output.cut");
         let (Step::Remove { name } | Step::Cut { name, .. }) = &step;
         let action = format!("cutting {} back to the checkpoint", folder.join(name).display());
         apply(&base, &step, keeps_all).map_err(told(action))?;
     }
     let state = state.unwrap_or(State { version: STATE_VERSION, ..State::default() });
     journal.recovered(state.epoch).map_err(told("writing the journal of opened files".to_owned()))?;
+    fault::point("output.recovered");
     Ok(Recovered { folder: base, journal, state })
 }
 
@@ -378,6 +384,7 @@ impl Writer {
                 Err(error) => return retriable(Err(error)),
             };
             let compression = writer.settings.compression;
+            fault::point("output.open");
             let output = writer
                 .folder
                 .append_to(&name, writer.settings.mode, true)
@@ -385,6 +392,7 @@ impl Writer {
             retriable(output.map(|output| (output, is_new)))
         })?;
         Ok(opened.map(|(mut output, is_new)| {
+            fault::point("output.opened");
             if is_new {
                 self.created.insert(name);
             }
@@ -451,6 +459,7 @@ impl Writer {
         }
         let sequence = output.sequence + 1;
         let period = output.period.max(period);
+        fault::point("output.rotate");
         self.close(path)?;
         if let Some(old) = rotation.keep.and_then(|keep| sequence.checked_sub(keep + 1)).filter(|old| *old > 0) {
             self.outdated.push((self.epoch, ledger::name(path, old)));
@@ -556,6 +565,7 @@ impl Writer {
                 }
             }
         }
+        fault::point("output.named");
         self.created.clear();
         self.prepared = files.iter().map(OpenFile::name).collect();
         self.epoch = epoch;
@@ -576,10 +586,12 @@ impl Writer {
         self.outdated = later;
         let due: Vec<(u64, String)> = due;
         for (_, name) in due {
+            fault::point("output.delete");
             if let Err(error) = self.folder.remove(&name) {
                 self.context.metrics.error("delete");
                 tracing::warn!(sink = %self.context.name, file = %name, %error, "deleting an old file");
             }
+            fault::point("output.deleted");
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tocsin_pipeline::event::{Batch, Field, Lane, Origin, Span};
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
@@ -96,6 +97,9 @@ impl Identity {
             _ => None,
         };
         if let (Some(id), Some(thread), Some(_)) = (text("id"), text("fingerprint"), text("state")) {
+            if fault::is_planted(Defect::UnstableIdentity) {
+                return Self { id: format!("{id}-{}", std::process::id()), thread };
+            }
             return Self { id, thread };
         }
         let mut told = batch.lane.partition.as_bytes().to_vec();
@@ -126,6 +130,9 @@ impl Outbox {
                 };
                 let (journal, entries) = opened.map_err(|error| told(&error))?.map_err(|error| told(&error))?;
                 for entry in entries {
+                    if fault::is_planted(Defect::NoRollForward) {
+                        break;
+                    }
                     match entry {
                         Entry::Intent(row) => drop(queue.offer(row)),
                         Entry::Settled(id) => queue.settle(&id),
@@ -157,7 +164,12 @@ impl Outbox {
                     }
                     Next::Send(row) => {
                         let (courier, id) = (Arc::clone(&courier), row.id.clone());
-                        attempts.spawn(async move { (id, courier.deliver(row, now).await) });
+                        attempts.spawn(async move {
+                            fault::point("outbox.send");
+                            let answer = courier.deliver(row, now).await;
+                            fault::point("outbox.answered");
+                            (id, answer)
+                        });
                     }
                 }
             }
@@ -233,7 +245,9 @@ impl Outbox {
             }
         }
         self.is_changed = true;
+        fault::point("outbox.intent");
         self.record(frames, context).await;
+        fault::point("outbox.intended");
     }
 
     async fn answered(&mut self, id: &str, answer: Answer, context: &SinkContext) {
@@ -266,6 +280,7 @@ impl Outbox {
         let mut frames = Vec::new();
         Entry::Settled(id.to_owned()).append(&mut frames);
         self.record(frames, context).await;
+        fault::point("outbox.settled");
     }
 
     /// Writes frames to the journal. Where that fails, notifications go on leaving: without the journal a crash may repeat
@@ -402,7 +417,9 @@ fn keep(mut journal: Journal, orders: &blocking::Receiver<Order>) {
                 let _ = done.send(result);
             }
             Ok(Order::Rewrite { frames, done }) => {
+                fault::point("outbox.rewrite");
                 let result = journal.rewrite(&frames).map(|()| journal.length);
+                fault::point("outbox.rewritten");
                 failed = result.as_ref().err().map(ToString::to_string);
                 is_dirty = false;
                 let _ = done.send(result);
@@ -414,7 +431,9 @@ fn keep(mut journal: Journal, orders: &blocking::Receiver<Order>) {
             }
             Err(blocking::RecvTimeoutError::Timeout) => {
                 is_dirty = false;
+                fault::point("outbox.sync");
                 failed = journal.sync().err().map(|error| format!("fsync: {error}"));
+                fault::point("outbox.synced");
             }
             Err(blocking::RecvTimeoutError::Disconnected) => return,
         }

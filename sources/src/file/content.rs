@@ -11,6 +11,7 @@ use flate2::read::MultiGzDecoder;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::source::BLOCK_BYTES;
 
 use super::identity::{Guards, HEAD_BYTES, Identity, Position, TAIL_BYTES};
@@ -268,6 +269,10 @@ impl Content {
     /// Compares the content with what had been read when `position` was stored. Leaves the content at the position where
     /// it matches.
     pub(super) fn guards(&mut self, position: &Position) -> io::Result<Guards> {
+        if fault::is_planted(Defect::InodeAlone) || fault::is_planted(Defect::SizeAlone) {
+            let is_shorter = self.size()?.is_some_and(|size| size < position.offset);
+            return Ok(if !is_shorter && self.seek(position.offset)? { Guards::Match } else { Guards::Shorter });
+        }
         let head = self.head(position.head_len)?;
         if (head.len() as u64) < position.head_len {
             // What is there may still be the beginning of it; a hash of it does not tell, so it counts as other.

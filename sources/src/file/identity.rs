@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use tocsin_pipeline::fault::{self, Defect};
 
 /// How much of the beginning of a file the head guard covers at most.
 pub(super) const HEAD_BYTES: u64 = 1024;
@@ -32,6 +33,7 @@ impl Identity {
     pub(super) fn of(metadata: &Metadata) -> Self {
         let btime = metadata.created().ok().and_then(|created| created.duration_since(UNIX_EPOCH).ok());
         let btime = btime.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0);
+        let btime = if fault::is_planted(Defect::InodeAlone) { 0 } else { btime };
         Self { dev: metadata.dev(), ino: metadata.ino(), btime }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::source::{BLOCK_BYTES, Block, Framing, SourceContext, SourceError, SourceEvent};
 use tocsin_pipeline::time::{Timestamp, nanos};
 use tokio::runtime::Handle;
@@ -327,7 +328,8 @@ impl Worker {
         let generation = self.generations.get_mut(&number).expect("the caller has it");
         let lane = Arc::clone(&generation.lane);
         let context = &self.context;
-        self.runtime.block_on(async {
+        fault::point("input.hand");
+        let handed = self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 () = context.stop.cancelled() => Err(End),
@@ -335,7 +337,9 @@ impl Worker {
                     generation.advance(chunk, start, end, arrival)
                 }) => sent.map_err(|_| End),
             }
-        })
+        });
+        fault::point("input.handed");
+        handed
     }
 
     /// Opens a generation's file where it is not and goes to its position; `false` where that could not be.
@@ -344,6 +348,7 @@ impl Worker {
         if generation.content.is_some() {
             return Ok(true);
         }
+        fault::point("input.open");
         let opened = content::open(&generation.path);
         let (file, identity) = match opened {
             Ok(opened) => opened,
@@ -385,6 +390,7 @@ impl Worker {
         let generation = self.generations.get_mut(&number).expect("it was here before");
         generation.content = Some(content);
         self.open.insert(number);
+        fault::point("input.opened");
         Ok(true)
     }
 
@@ -406,6 +412,9 @@ impl Worker {
 
     /// There is nothing more to read just now.
     fn at_end(&mut self, number: u64) -> Result<(), End> {
+        if fault::is_planted(Defect::PartialLine) {
+            self.hand_over_rest(number)?;
+        }
         let generation = self.generations.get_mut(&number).expect("the caller has it");
         self.dirty.remove(&number);
         let is_compressed = generation.content.as_ref().is_some_and(|content| content.form.is_compressed());
@@ -439,13 +448,16 @@ impl Worker {
         let generation = self.generations.get_mut(&number).expect("the caller has it");
         let size = generation.content.as_ref().and_then(|content| content.file.metadata().ok());
         generation.position.finished = size.map(|metadata| metadata.len());
+        fault::point("input.finished");
         generation.state = State::Finished;
         generation.displaced = None;
         generation.close(&self.context.records);
         self.open.remove(&number);
         self.dirty.remove(&number);
         self.timed.remove(&number);
-        self.close_lane(number)
+        self.close_lane(number)?;
+        fault::point("input.closed");
+        Ok(())
     }
 
     /// The next file of a rotation is told of before the one before it is closed: time goes on from one to the other.
@@ -457,6 +469,7 @@ impl Worker {
 
     /// The file of a generation holds something else now: the rest of it is in a copy, or nowhere.
     fn truncated(&mut self, number: u64) -> Result<(), End> {
+        fault::point("input.truncated");
         let generation = &self.generations[&number];
         let (identity, next) = (generation.identity(), generation.position.generation + 1);
         let (origin, place) = (generation.position.path.clone(), generation.path.clone());
@@ -572,6 +585,9 @@ fn is_linked(content: &Content) -> bool {
 /// Whether what stands before the position is still what was read. A tail that cannot be read now says nothing; reading
 /// will tell.
 fn tail_matches(content: &mut Content, position: &Position) -> bool {
+    if fault::is_planted(Defect::SizeAlone) {
+        return true;
+    }
     match content.tail(position.offset) {
         Ok(tail) => position.tail.is_none() || content.form != Form::Plain || tail == position.tail,
         Err(_) => true,

@@ -147,6 +147,7 @@ impl Worker {
             if !is_displaced {
                 generation.displaced = None;
             } else if generation.displaced.is_none() && !generation.is_ending {
+                fault::point("input.renamed");
                 generation.displaced = Some(now);
                 self.timed.insert(number);
             }
