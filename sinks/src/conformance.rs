@@ -1,7 +1,8 @@
 //! Test support: what every sink must withstand, and the parts that its tests are made of.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tocsin_pipeline::codec::{Codec, DecodeError, PathTable, Row};
 use tocsin_pipeline::event::{Batch, Cell, Lane, Origin, Span};
 use tocsin_pipeline::metrics::{ComponentMetrics, Metrics};
 use tocsin_pipeline::sink::{Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::store::{Append, Disk, Storage};
 use tocsin_pipeline::time::{ManualClock, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -101,6 +103,96 @@ pub(crate) fn sink<C: SinkConfig>(options: &str, folder: &Path) -> Box<dyn Sink>
     })
 }
 
+/// A call that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    WriteNew,
+    Write,
+    Sync,
+    SyncDir,
+}
+
+/// A disk of which one kind of call fails while that is set.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failing {
+    failing: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Failing {
+    pub(crate) fn fail(&self, calls: impl IntoIterator<Item = Call>) {
+        *self.failing.lock().unwrap() = calls.into_iter().collect();
+    }
+
+    fn check(&self, call: Call) -> io::Result<()> {
+        match self.failing.lock().unwrap().contains(&call) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Storage for Failing {
+    fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.check(Call::WriteNew)?;
+        Disk.write_new(path, content)
+    }
+
+    fn append(&self, path: &Path) -> io::Result<Box<dyn Append>> {
+        Ok(Box::new(FailingFile { storage: self.clone(), file: Disk.append(path)? }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        Disk.read(path)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Disk.read_at(path, offset, length)
+    }
+
+    fn cut(&self, path: &Path, length: u64) -> io::Result<()> {
+        Disk.cut(path, length)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Disk.remove(path)
+    }
+
+    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
+        self.check(Call::SyncDir)?;
+        Disk.sync_dir(folder)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        Disk.list(folder)
+    }
+
+    fn create_dir(&self, folder: &Path) -> io::Result<()> {
+        Disk.create_dir(folder)
+    }
+}
+
+#[derive(Debug)]
+struct FailingFile {
+    storage: Failing,
+    file: Box<dyn Append>,
+}
+
+impl Append for FailingFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.storage.check(Call::Write)?;
+        self.file.write(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.storage.check(Call::Sync)?;
+        self.file.sync()
+    }
+}
+
 /// A sink that runs.
 pub(crate) struct Running {
     input: mpsc::Sender<Queued>,
@@ -113,6 +205,15 @@ pub(crate) struct Running {
 impl Running {
     /// Opens a sink and lets it run.
     pub(crate) async fn start(
+        sink: Box<dyn Sink>,
+        restored: Option<Bytes>,
+        data_dir: Option<PathBuf>,
+    ) -> Result<Self, SinkError> {
+        Self::start_on(Arc::new(Disk), sink, restored, data_dir).await
+    }
+
+    pub(crate) async fn start_on(
+        storage: Arc<dyn Storage>,
         mut sink: Box<dyn Sink>,
         restored: Option<Bytes>,
         data_dir: Option<PathBuf>,
@@ -126,7 +227,7 @@ impl Running {
             restored,
             data_dir,
             clock: clock.clone(),
-            storage: Arc::new(tocsin_pipeline::store::Disk),
+            storage,
             metrics: metrics.clone(),
             stop: stop.clone(),
             input,

@@ -5,12 +5,13 @@
 //! file, that says how long the file was. Cutting back is then a pure function of the two.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tocsin_pipeline::fault;
+use tocsin_pipeline::store::{Append, Storage};
 
 use super::path::Identity;
 
@@ -69,6 +70,8 @@ pub(super) struct Opened {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Opened(Opened),
+    /// As one line, so that a write that was cut short leaves one damaged line at the end and never one in the middle.
+    OpenedTogether(Vec<Opened>),
     /// From here on there is a checkpoint to start from.
     Committed(u64),
 }
@@ -113,12 +116,20 @@ pub(super) fn recovery(state: Option<&State>, journal: &Journal) -> Vec<Step> {
     steps
 }
 
+/// Where the journal is kept.
+#[derive(Debug)]
+struct Place {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+}
+
 /// The journal: in memory what recovery to any kept checkpoint needs, on disk at least that.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     /// `None` where there is no data_dir: then there are no checkpoints to go back to either.
-    path: Option<PathBuf>,
-    file: Option<File>,
+    place: Option<Place>,
+    /// `None` once a write or an fsync has failed: the file holds nobody knows what, and only writing it anew helps.
+    file: Option<Box<dyn Append>>,
     entries: Vec<Opened>,
     has_committed: bool,
     /// The names with an entry of the current epoch: they need no other.
@@ -131,28 +142,22 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Reads the journal of a folder.
-    pub(super) fn open(folder: Option<&Path>) -> io::Result<Self> {
+    pub(super) fn open(storage: Arc<dyn Storage>, folder: Option<&Path>) -> io::Result<Self> {
         let Some(folder) = folder else { return Ok(Self::default()) };
         let path = folder.join("opened");
-        let text = match std::fs::read(&path) {
+        let text = match storage.read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let mut journal = Self { path: Some(path), ..Self::default() };
-        let mut at = 0;
-        for line in text.split_inclusive(|byte| *byte == b'\n') {
-            match read_line(line) {
-                Some(Line::Opened(entry)) => journal.entries.push(entry),
-                Some(Line::Committed(_)) => journal.has_committed = true,
-                // A line that was being written when the daemon died: nothing was written to its file yet.
-                None if at + line.len() == text.len() => {}
-                None => {
-                    let told = format!("the line at byte {at} is damaged");
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, told));
-                }
+        let lines = read(&text)?;
+        let mut journal = Self { place: Some(Place { storage, path }), ..Self::default() };
+        for line in lines {
+            match line {
+                Line::Opened(entry) => journal.entries.push(entry),
+                Line::OpenedTogether(entries) => journal.entries.extend(entries),
+                Line::Committed(_) => journal.has_committed = true,
             }
-            at += line.len();
         }
         Ok(journal)
     }
@@ -182,7 +187,7 @@ impl Journal {
         }
         let is_first = !std::mem::replace(&mut self.has_committed, true);
         if is_first {
-            self.append(&[Line::Committed(epoch)])
+            self.append(&Line::Committed(epoch))
         } else if self.lines > self.entries.len() + LINES_IDLE {
             self.rewrite()
         } else {
@@ -192,20 +197,20 @@ impl Journal {
 
     /// Whether a file about to be written has a line already.
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.path.is_none() || self.current.contains(name)
+        self.place.is_none() || self.current.contains(name)
     }
 
     /// Makes it durable that these files are about to be written.
     pub(super) fn opened(&mut self, files: Vec<(String, Option<(Identity, u64)>)>) -> io::Result<()> {
-        if self.path.is_none() || files.is_empty() {
+        if self.place.is_none() || files.is_empty() {
             return Ok(());
         }
         let entries: Vec<_> =
             files.into_iter().map(|(name, before)| Opened { epoch: self.epoch, name, before }).collect();
-        let lines: Vec<_> = entries.iter().cloned().map(Line::Opened).collect();
+        let line = Line::OpenedTogether(entries.clone());
         let known = self.entries.len();
         self.entries.extend(entries.iter().cloned());
-        let written = match self.append(&lines) {
+        let written = match self.append(&line) {
             Ok(()) => Ok(()),
             // What became of the file is not known: a new one, from memory.
             Err(_) => self.rewrite(),
@@ -217,25 +222,25 @@ impl Journal {
         written
     }
 
-    fn append(&mut self, lines: &[Line]) -> io::Result<()> {
+    fn append(&mut self, line: &Line) -> io::Result<()> {
         let mut text = Vec::new();
-        for line in lines {
-            write_line(line, &mut text);
-        }
-        // Taken out, so that a failure leaves none behind: after a failed sync a file is not to be trusted.
+        write_line(line, &mut text);
+        // Taken out, so that a failure leaves none behind.
         let Some(mut file) = self.file.take() else { return Err(io::Error::other("the journal is not open")) };
         fault::point("ledger.write");
-        file.write_all(&text)?;
-        file.sync_data()?;
+        file.write(&text)?;
+        file.sync()?;
         fault::point("ledger.written");
-        self.lines += lines.len();
+        self.lines += 1;
         self.file = Some(file);
         Ok(())
     }
 
     /// Writes the journal anew beside the old one and puts it in its place.
     fn rewrite(&mut self) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
+        let Some(Place { storage, path }) = &self.place else { return Ok(()) };
+        // Once the new one has its name, nothing may be written to the old one any more, whatever fails after that.
+        self.file = None;
         let mut text = Vec::new();
         for entry in &self.entries {
             write_line(&Line::Opened(entry.clone()), &mut text);
@@ -244,19 +249,36 @@ impl Journal {
             write_line(&Line::Committed(self.epoch), &mut text);
         }
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
+        storage.write_new(&new, &text)?;
         fault::point("ledger.rewrite");
-        std::fs::rename(&new, path)?;
+        storage.rename(&new, path)?;
         fault::point("ledger.renamed");
         if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
+            storage.sync_dir(folder)?;
         }
-        self.file = Some(OpenOptions::new().append(true).open(path)?);
+        self.file = Some(storage.append(path)?);
         self.lines = self.entries.len() + 1;
         Ok(())
     }
+}
+
+/// Reads the lines of a journal.
+fn read(text: &[u8]) -> io::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let mut at = 0;
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        match read_line(line) {
+            Some(line) => lines.push(line),
+            // A line that was being written when the daemon died: nothing was written to its file yet.
+            None if at + line.len() == text.len() => {}
+            None => {
+                let told = format!("the line at byte {at} is damaged");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, told));
+            }
+        }
+        at += line.len();
+    }
+    Ok(lines)
 }
 
 /// A line is a checksum, a space and JSON.
@@ -279,7 +301,14 @@ fn read_line(line: &[u8]) -> Option<Line> {
 
 #[cfg(test)]
 mod tests {
+    use tocsin_pipeline::store::Disk;
+
     use super::*;
+    use crate::conformance::{Call, Failing};
+
+    fn open(folder: Option<&Path>) -> io::Result<Journal> {
+        Journal::open(Arc::new(Disk), folder)
+    }
 
     const SOME: Identity = Identity { dev: 1, ino: 2 };
 
@@ -301,7 +330,7 @@ mod tests {
 
     /// A journal with files opened in epochs 0 to 2.
     fn journal(folder: &Path) -> Journal {
-        let mut journal = Journal::open(Some(folder)).unwrap();
+        let mut journal = open(Some(folder)).unwrap();
         journal.recovered(0).unwrap();
         journal.opened(vec![("a".into(), None)]).unwrap();
         journal.barrier(1);
@@ -315,7 +344,7 @@ mod tests {
     fn each_checkpoint_is_gone_back_to_by_its_own_steps() {
         let folder = tempfile::tempdir().unwrap();
         journal(folder.path());
-        let journal = Journal::open(Some(folder.path())).unwrap();
+        let journal = open(Some(folder.path())).unwrap();
         assert_eq!(recovery(None, &journal), [remove("a"), remove("b"), cut("c", 7, false)]);
         assert_eq!(
             recovery(Some(&state(1, &[("a", 3)])), &journal),
@@ -329,7 +358,7 @@ mod tests {
     fn files_stay_when_the_checkpoints_were_taken_away() {
         let folder = tempfile::tempdir().unwrap();
         journal(folder.path()).committed(2).unwrap();
-        assert_eq!(recovery(None, &Journal::open(Some(folder.path())).unwrap()), []);
+        assert_eq!(recovery(None, &open(Some(folder.path())).unwrap()), []);
     }
 
     #[test]
@@ -339,11 +368,17 @@ mod tests {
         let path = folder.path().join("opened");
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 3]).unwrap();
-        assert_eq!(Journal::open(Some(folder.path())).unwrap().entries.len(), 3);
+        assert_eq!(open(Some(folder.path())).unwrap().entries.len(), 3);
+        // The disk has written the end of the line and not its middle.
+        let mut torn = text.clone();
+        let middle = text.len() - 30;
+        torn[middle..middle + 10].fill(0);
+        std::fs::write(&path, torn).unwrap();
+        assert_eq!(open(Some(folder.path())).unwrap().entries.len(), 3);
         let mut damaged = text;
         damaged[20] ^= 1;
         std::fs::write(&path, damaged).unwrap();
-        let error = Journal::open(Some(folder.path())).unwrap_err().to_string();
+        let error = open(Some(folder.path())).unwrap_err().to_string();
         assert_eq!(error, "the line at byte 0 is damaged");
     }
 
@@ -358,7 +393,7 @@ mod tests {
         }
         assert_eq!(journal.entries.len(), EPOCHS_KEPT);
         assert!(journal.lines <= EPOCHS_KEPT + LINES_IDLE + 1, "{}", journal.lines);
-        assert_eq!(Journal::open(Some(folder.path())).unwrap().entries.last(), journal.entries.last());
+        assert_eq!(open(Some(folder.path())).unwrap().entries.last(), journal.entries.last());
     }
 
     #[test]
@@ -368,5 +403,26 @@ mod tests {
         assert!(journal.knows("b") && !journal.knows("c"));
         journal.barrier(3);
         assert!(!journal.knows("b"));
+    }
+
+    #[test]
+    fn no_line_goes_to_a_file_that_has_lost_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Arc::new(Failing::default());
+        let mut journal = Journal::open(storage.clone(), Some(folder.path())).unwrap();
+        journal.recovered(0).unwrap();
+        // The folder could not be synced, but the name has gone over to the new file.
+        storage.fail(Some(Call::SyncDir));
+        assert!(journal.rewrite().is_err());
+        storage.fail(None);
+        journal.opened(vec![("a".into(), None)]).unwrap();
+        assert_eq!(open(Some(folder.path())).unwrap().entries.len(), 1);
+        for failing in [Call::Write, Call::Sync] {
+            storage.fail(Some(failing));
+            assert!(journal.opened(vec![("b".into(), None)]).is_ok(), "a new file takes it");
+            storage.fail(None);
+            journal.opened(vec![("c".into(), None)]).unwrap();
+        }
+        assert_eq!(open(Some(folder.path())).unwrap().entries.len(), 5);
     }
 }

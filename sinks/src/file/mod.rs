@@ -191,11 +191,11 @@ impl Sink for FileSink {
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
             let folder = self.path.folder().to_owned();
-            let data_dir = context.data_dir.clone();
+            let (storage, data_dir) = (Arc::clone(&context.storage), context.data_dir.clone());
             let restored = context.restored.clone();
             let keeps_all = self.settings.rotation.is_none_or(|rotation| rotation.keep.is_none());
             let recovered = tokio::task::spawn_blocking(move || {
-                recover(&folder, data_dir.as_deref(), restored.as_deref(), keeps_all)
+                recover(&folder, storage, data_dir.as_deref(), restored.as_deref(), keeps_all)
             });
             self.recovered = Some(recovered.await.map_err(|error| SinkError(error.to_string()))??);
             Ok(())

@@ -11,6 +11,7 @@ use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::store::Storage;
 use tocsin_pipeline::time::{Timestamp, nanos};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -42,6 +43,7 @@ pub(super) struct Recovered {
 /// Cuts all files back to what the checkpoint says.
 pub(super) fn recover(
     folder: &Path,
+    storage: Arc<dyn Storage>,
     data_dir: Option<&Path>,
     restored: Option<&[u8]>,
     keeps_all: bool,
@@ -55,7 +57,8 @@ pub(super) fn recover(
         })
         .transpose()?;
     let base = Folder::open(folder).map_err(told(format!("opening {}", folder.display())))?;
-    let mut journal = Journal::open(data_dir).map_err(told("reading the journal of opened files".to_owned()))?;
+    let mut journal =
+        Journal::open(storage, data_dir).map_err(told("reading the journal of opened files".to_owned()))?;
     for step in ledger::recovery(state.as_ref(), &journal) {
         if fault::is_planted(Defect::NoCut) {
             continue;

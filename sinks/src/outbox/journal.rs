@@ -1,14 +1,19 @@
 //! The journal of an outbox: what was about to be sent and what was settled, written before and after.
 //!
 //! A file of a header and frames: `length u32 | CRC-32C u32 | kind u8 | payload`, numbers little-endian, the length and the
-//! checksum being those of kind and payload. A write that was cut short by a crash leaves an incomplete last frame, which is
-//! cut off. Anything else that does not read is damage, and is told rather than skipped: what was sent is never guessed.
+//! checksum being those of kind and payload.
+//!
+//! After each fsync a mark is written: all before it was durable. What a crash or a power cut leaves behind the last mark may
+//! be torn anywhere, since a disk writes in whatever order it likes: from the first frame there that does not read, it is
+//! cut off. A frame before a mark that does not read is damage, and is told rather than skipped: what was sent is never
+//! guessed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tocsin_pipeline::store::{Append, Storage};
 use tocsin_pipeline::time::Timestamp;
 
 use super::queue::Row;
@@ -19,6 +24,9 @@ const HEADER: &[u8; 16] = b"tocsin outbox 1\n";
 const FRAME_MAX: usize = 8 << 20;
 const INTENT: u8 = 1;
 const SETTLED: u8 = 2;
+const MARK: u8 = 3;
+/// A frame with a kind and a place.
+const MARK_LENGTH: usize = 8 + 9;
 
 /// An entry of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +50,7 @@ impl Entry {
                 content.extend_from_slice(id.as_bytes());
             }
         }
-        out.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        out.extend_from_slice(&crc32c::crc32c(&content).to_le_bytes());
-        out.extend_from_slice(&content);
+        append_frame(&content, out);
     }
 
     fn read(content: &[u8]) -> Option<Self> {
@@ -58,6 +64,23 @@ impl Entry {
             _ => None,
         }
     }
+}
+
+fn append_frame(content: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    out.extend_from_slice(&crc32c::crc32c(content).to_le_bytes());
+    out.extend_from_slice(content);
+}
+
+/// A mark holds its own place, so that no text inside an entry is taken for one.
+fn append_mark(at: u64, out: &mut Vec<u8>) {
+    let mut content = vec![MARK];
+    content.extend_from_slice(&at.to_le_bytes());
+    append_frame(&content, out);
+}
+
+fn is_mark(content: &[u8], at: usize) -> bool {
+    content.split_first() == Some((&MARK, &(at as u64).to_le_bytes()))
 }
 
 pub(super) fn append_row(row: &Row, out: &mut Vec<u8>) {
@@ -102,11 +125,11 @@ pub(super) fn read_row(from: &mut &[u8]) -> Option<Row> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Contents {
     pub(super) entries: Vec<Entry>,
-    /// Up to here it is whole; what follows is an incomplete last frame.
+    /// Up to here it is whole; what follows was being written when the daemon died.
     pub(super) whole: usize,
 }
 
-/// A journal is damaged in the middle.
+/// A journal is damaged where it was durable.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("damaged at byte {at}: {what}")]
 pub(super) struct Damage {
@@ -126,19 +149,28 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Damage> {
     let mut at = HEADER.len();
     while at < bytes.len() {
         match frame(&bytes[at..]) {
+            Some((content, length)) if is_mark(content, at) => at += length,
             Some((content, length)) => {
                 let entry = Entry::read(content).ok_or(Damage { at, what: "an entry that cannot be understood" })?;
                 entries.push(entry);
                 at += length;
             }
-            // What a crash cut short has nothing whole behind it.
-            None if (at + 1..bytes.len()).any(|later| frame(&bytes[later..]).is_some()) => {
-                return Err(Damage { at, what: "a frame that does not read, with others behind it" });
+            None if has_mark(bytes, at + 1) => {
+                return Err(Damage { at, what: "a frame that does not read, although it was durable" });
             }
             None => break,
         }
     }
     Ok(Contents { entries, whole: at })
+}
+
+/// Whether there is a mark at `from` or later.
+fn has_mark(bytes: &[u8], from: usize) -> bool {
+    // Only what has the length of a mark is looked at closer: checksums of everything would take for ever.
+    let mut frames = bytes.windows(MARK_LENGTH).enumerate().skip(from);
+    frames.any(|(at, bytes)| {
+        bytes.starts_with(&[9, 0, 0, 0]) && frame(bytes).is_some_and(|(content, _)| is_mark(content, at))
+    })
 }
 
 /// The content and the whole length of the frame that `bytes` begin with, if it is whole and right.
@@ -155,16 +187,19 @@ fn frame(bytes: &[u8]) -> Option<(&[u8], usize)> {
 
 /// The file itself. All calls block.
 pub(super) struct Journal {
+    storage: Arc<dyn Storage>,
     path: PathBuf,
-    file: File,
+    /// `None` once a write or an fsync has failed: the file holds nobody knows what, and only writing it anew helps.
+    file: Option<Box<dyn Append>>,
     pub(super) length: u64,
 }
 
 impl Journal {
-    /// Opens the journal of a folder, cuts off what a crash left incomplete, and gives what it holds.
-    pub(super) fn open(folder: &Path) -> io::Result<(Self, Vec<Entry>)> {
+    /// Opens the journal of a folder, cuts off what a crash left incomplete, and gives what it holds. That is durable then:
+    /// what was read is acted on.
+    pub(super) fn open(storage: Arc<dyn Storage>, folder: &Path) -> io::Result<(Self, Vec<Entry>)> {
         let path = folder.join("outbox.log");
-        let bytes = match fs::read(&path) {
+        let bytes = match storage.read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
@@ -175,53 +210,72 @@ impl Journal {
                 format!("{damage}; move the file away to go on, which may repeat notifications"),
             )
         })?;
+        let mut journal = Self { storage, path, file: None, length: contents.whole as u64 };
         if contents.whole == 0 {
-            return Ok((Self::write(&path, &[])?, contents.entries));
+            journal.rewrite(&[])?;
+            return Ok((journal, contents.entries));
         }
-        let file = OpenOptions::new().append(true).open(&path)?;
         if contents.whole < bytes.len() {
-            file.set_len(contents.whole as u64)?;
-            file.sync_all()?;
+            journal.storage.cut(&journal.path, journal.length)?;
         }
-        Ok((Self { path, file, length: contents.whole as u64 }, contents.entries))
+        journal.file = Some(journal.storage.append(&journal.path)?);
+        journal.sync()?;
+        Ok((journal, contents.entries))
     }
 
-    /// Puts a new journal in the place of the old one, whole or not at all.
-    fn write(path: &Path, frames: &[u8]) -> io::Result<Self> {
-        let fresh = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&fresh)?;
-        file.write_all(HEADER)?;
-        file.write_all(frames)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        // Without this the rename may be forgotten by a power cut.
-        let folder = path.parent().unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
-        Ok(Self { path: path.to_owned(), file, length: (HEADER.len() + frames.len()) as u64 })
-    }
-
-    /// Puts these frames in the place of all there are. Also the way out when a write failed: the file that failed is never
-    /// written to again.
+    /// Puts a new journal with these frames in the place of the old one, whole or not at all. Also the way out when a write
+    /// failed.
     pub(super) fn rewrite(&mut self, frames: &[u8]) -> io::Result<()> {
-        *self = Self::write(&self.path, frames)?;
+        // Once the new one has its name, nothing may be written to the old one any more, whatever fails after that.
+        self.file = None;
+        let mut content = HEADER.to_vec();
+        content.extend_from_slice(frames);
+        append_mark(content.len() as u64, &mut content);
+        let fresh = self.path.with_extension("new");
+        self.storage.write_new(&fresh, &content)?;
+        self.storage.rename(&fresh, &self.path)?;
+        // Without this the rename may be forgotten by a power cut.
+        self.storage.sync_dir(self.path.parent().unwrap_or(Path::new(".")))?;
+        self.file = Some(self.storage.append(&self.path)?);
+        self.length = content.len() as u64;
         Ok(())
     }
 
     /// Appends frames. They survive the end of the process, and a power cut after [`Self::sync`].
     pub(super) fn append(&mut self, frames: &[u8]) -> io::Result<()> {
-        self.file.write_all(frames)?;
+        let mut file = self.take()?;
+        file.write(frames)?;
         self.length += frames.len() as u64;
+        self.file = Some(file);
         Ok(())
     }
 
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// Makes durable what was appended, and marks it as such.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        let mut file = self.take()?;
+        file.sync()?;
+        let mut mark = Vec::new();
+        append_mark(self.length, &mut mark);
+        file.write(&mark)?;
+        self.length += mark.len() as u64;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Takes the file out, so that a failure leaves none behind.
+    fn take(&mut self) -> io::Result<Box<dyn Append>> {
+        self.file.take().ok_or_else(|| io::Error::other("it could not be written before"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use tocsin_pipeline::store::Disk;
+
     use super::*;
+    use crate::conformance::{Call, Failing};
 
     fn intent(id: &str) -> Entry {
         Entry::Intent(Row {
@@ -239,8 +293,14 @@ mod tests {
     fn journal() -> (Vec<u8>, Vec<Entry>) {
         let entries = vec![intent("a"), intent("b"), Entry::Settled("a".into())];
         let mut bytes = HEADER.to_vec();
-        entries.iter().for_each(|entry| entry.append(&mut bytes));
+        entries[..2].iter().for_each(|entry| entry.append(&mut bytes));
+        append_mark(bytes.len() as u64, &mut bytes);
+        entries[2].append(&mut bytes);
         (bytes, entries)
+    }
+
+    fn open(folder: &Path) -> io::Result<(Journal, Vec<Entry>)> {
+        Journal::open(Arc::new(Disk), folder)
     }
 
     #[test]
@@ -263,39 +323,88 @@ mod tests {
     }
 
     #[test]
-    fn damage_before_a_whole_frame_is_told_with_its_place() {
+    fn damage_of_what_was_durable_is_told_with_its_place() {
         let (bytes, _) = journal();
-        let last = bytes.len() - (8 + 2);
-        for at in 0..last {
+        let mark = bytes.len() - (8 + 2) - MARK_LENGTH;
+        for at in 0..mark {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x40;
             let damage = read(&damaged).expect_err("damage goes unseen");
             assert!(damage.at <= at, "byte {at}: {damage}");
         }
-        // In the last frame it cannot be told from a write cut short.
-        let mut damaged = bytes.clone();
-        damaged[last + 8] ^= 0x40;
-        assert_eq!(read(&damaged).unwrap().whole, last);
+    }
+
+    #[test]
+    fn what_was_not_durable_may_be_torn_anywhere() {
+        let mut bytes = HEADER.to_vec();
+        intent("a").append(&mut bytes);
+        append_mark(bytes.len() as u64, &mut bytes);
+        let durable = bytes.len();
+        intent("b").append(&mut bytes);
+        // The disk has written what came later, and not this.
+        bytes[durable..].fill(0);
+        Entry::Settled("b".into()).append(&mut bytes);
+        assert_eq!(read(&bytes), Ok(Contents { entries: vec![intent("a")], whole: durable }));
+    }
+
+    #[test]
+    fn a_text_that_looks_like_a_mark_is_none() {
+        let mut looks = Vec::new();
+        append_mark(7, &mut looks);
+        let Entry::Intent(mut row) = intent("a") else { unreachable!() };
+        row.payload = looks.into();
+        let mut bytes = HEADER.to_vec();
+        bytes.extend_from_slice(&[9, 0, 0, 0, 1, 2, 3, 4, 5]);
+        Entry::Intent(row).append(&mut bytes);
+        assert_eq!(read(&bytes), Ok(Contents { entries: Vec::new(), whole: HEADER.len() }));
     }
 
     #[test]
     fn a_journal_is_opened_appended_rewritten_and_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let (bytes, entries) = journal();
-        let (mut journal, found) = Journal::open(folder.path()).unwrap();
+        let (mut journal, found) = open(folder.path()).unwrap();
         assert_eq!(found, []);
-        journal.append(&bytes[HEADER.len()..]).unwrap();
-        journal.append(&[9, 0, 0]).unwrap();
+        let mut frames = Vec::new();
+        entries.iter().for_each(|entry| entry.append(&mut frames));
+        journal.append(&frames).unwrap();
         journal.sync().unwrap();
-        let (mut journal, found) = Journal::open(folder.path()).unwrap();
-        assert_eq!((found, journal.length), (entries, bytes.len() as u64));
+        journal.append(&[9, 0, 0]).unwrap();
+        let length = journal.length - 3;
+        let (mut journal, found) = open(folder.path()).unwrap();
+        // The sync at opening leaves a mark.
+        assert_eq!((found, journal.length), (entries, length + MARK_LENGTH as u64));
         let mut frames = Vec::new();
         intent("c").append(&mut frames);
         journal.rewrite(&frames).unwrap();
         journal.append(&frames).unwrap();
-        let (_, found) = Journal::open(folder.path()).unwrap();
+        let (_, found) = open(folder.path()).unwrap();
         assert_eq!(found, [intent("c"), intent("c")]);
-        fs::write(folder.path().join("outbox.log"), b"something else entirely").unwrap();
-        assert!(Journal::open(folder.path()).is_err());
+        fs::write(folder.path().join("outbox.log"), &bytes[1..]).unwrap();
+        assert!(open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn after_a_failed_write_only_a_new_file_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Arc::new(Failing::default());
+        let (mut journal, _) = Journal::open(storage.clone(), folder.path()).unwrap();
+        let mut frames = Vec::new();
+        intent("a").append(&mut frames);
+        for failing in [Call::Write, Call::Sync] {
+            storage.fail(Some(failing));
+            assert!(journal.append(&frames).and_then(|()| journal.sync()).is_err());
+            storage.fail(None);
+            assert!(journal.append(&frames).is_err() && journal.sync().is_err(), "{failing:?}");
+            journal.rewrite(&frames).unwrap();
+            journal.append(&frames).unwrap();
+        }
+        // The name has gone over to the new file, or may have.
+        storage.fail(Some(Call::SyncDir));
+        assert!(journal.rewrite(&[]).is_err());
+        storage.fail(None);
+        assert!(journal.append(&frames).is_err());
+        journal.rewrite(&frames).unwrap();
+        assert_eq!(open(folder.path()).unwrap().1, [intent("a")]);
     }
 }

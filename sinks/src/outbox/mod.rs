@@ -125,8 +125,8 @@ impl Outbox {
                 let told =
                     |error: &dyn std::fmt::Display| SinkError(format!("{}/outbox.log: {error}", folder.display()));
                 let opened = {
-                    let folder = folder.clone();
-                    tokio::task::spawn_blocking(move || Journal::open(&folder)).await
+                    let (storage, folder) = (Arc::clone(&context.storage), folder.clone());
+                    tokio::task::spawn_blocking(move || Journal::open(storage, &folder)).await
                 };
                 let (journal, entries) = opened.map_err(|error| told(&error))?.map_err(|error| told(&error))?;
                 for entry in entries {
@@ -397,8 +397,6 @@ impl Recorder {
 /// Takes orders until the outbox is gone; syncs what was appended, many entries at a time.
 fn keep(mut journal: Journal, orders: &blocking::Receiver<Order>) {
     let mut is_dirty = false;
-    // After a failed write or sync the file holds nobody knows what: only writing it anew helps.
-    let mut failed: Option<String> = None;
     loop {
         let order = match is_dirty {
             true => orders.recv_timeout(SYNC_WITHIN),
@@ -406,23 +404,16 @@ fn keep(mut journal: Journal, orders: &blocking::Receiver<Order>) {
         };
         match order {
             Ok(Order::Append { frames, done }) => {
-                let result = match &failed {
-                    Some(why) => Err(std::io::Error::other(why.clone())),
-                    None => journal.append(&frames).map(|()| journal.length),
-                };
-                if let Err(error) = &result {
-                    failed.get_or_insert_with(|| error.to_string());
-                }
-                is_dirty = failed.is_none();
-                let _ = done.send(result);
+                let result = journal.append(&frames);
+                is_dirty = result.is_ok();
+                let _ = done.send(result.map(|()| journal.length));
             }
             Ok(Order::Rewrite { frames, done }) => {
                 fault::point("outbox.rewrite");
-                let result = journal.rewrite(&frames).map(|()| journal.length);
+                let result = journal.rewrite(&frames);
                 fault::point("outbox.rewritten");
-                failed = result.as_ref().err().map(ToString::to_string);
                 is_dirty = false;
-                let _ = done.send(result);
+                let _ = done.send(result.map(|()| journal.length));
             }
             Ok(Order::Close { done }) => {
                 let result = if is_dirty { journal.sync() } else { Ok(()) };
@@ -432,7 +423,8 @@ fn keep(mut journal: Journal, orders: &blocking::Receiver<Order>) {
             Err(blocking::RecvTimeoutError::Timeout) => {
                 is_dirty = false;
                 fault::point("outbox.sync");
-                failed = journal.sync().err().map(|error| format!("fsync: {error}"));
+                // A failure is told by the next order: the journal takes nothing more.
+                let _ = journal.sync();
                 fault::point("outbox.synced");
             }
             Err(blocking::RecvTimeoutError::Disconnected) => return,
