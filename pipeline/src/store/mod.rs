@@ -8,6 +8,8 @@
 //! ```
 
 mod disk;
+#[cfg(any(test, feature = "faults"))]
+pub mod simulated;
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
