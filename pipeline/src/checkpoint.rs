@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::fault;
+use crate::fault::{self, Defect};
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
 use crate::time::Timestamp;
 
@@ -260,7 +260,16 @@ impl Checkpoints {
                 manifest.sinks.insert(sink.clone(), place(&mut segment, epoch, Kind::SinkState, state));
             }
         }
-        let written = self.write_files(epoch, &manifest, &segment)?;
+        if fault::is_planted(Defect::EarlyGarbage) {
+            let needed: BTreeSet<u64> = places(&manifest).map(|place| place.segment).collect();
+            for segment in self.segments.keys().filter(|segment| !needed.contains(segment)) {
+                let _ = self.storage.remove(&self.path("segment", *segment));
+            }
+        }
+        let written = match self.write_files(epoch, &manifest, &segment) {
+            Err(_) if fault::is_planted(Defect::IgnoredError) => 0,
+            written => written?,
+        };
         self.unsaved = Snapshot::default();
         if !segment.is_empty() {
             self.segments.insert(epoch, segment.len() as u64);
@@ -378,6 +387,7 @@ impl Checkpoints {
         for segment in stale {
             fault::point("garbage.segment");
             self.segments.remove(&segment);
+            fault::point("garbage.segment");
             let _ = self.storage.remove(&self.path("segment", segment));
         }
         fault::point("garbage.done");

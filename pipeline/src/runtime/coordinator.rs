@@ -156,12 +156,15 @@ impl Coordinator {
         let epoch = checkpoints.next_epoch();
         let full = checkpoints.wants_full();
         let begun = runner.settings.clock.monotonic();
+        fault::point("checkpoint.barrier");
         let Some((snapshot, ticket)) = self.pass_barrier(runner, epoch, full).await? else { return Ok(()) };
+        fault::point("checkpoint.collected");
         self.write(runner, epoch, snapshot).await;
         if self.checkpoints.is_some() {
             let took = runner.settings.clock.monotonic().saturating_sub(begun);
             runner.settings.metrics.checkpoint_duration.observe(took.as_secs_f64());
         }
+        fault::point("checkpoint.told");
         acknowledge(&ticket);
         Ok(())
     }

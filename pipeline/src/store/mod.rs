@@ -20,7 +20,8 @@ pub use self::disk::Disk;
 
 /// The few operations that state needs. All of them block.
 pub trait Storage: Debug + Send + Sync {
-    /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`].
+    /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`]. A file of that
+    /// name is removed first and never written over: after a crash it may be known by the name it was renamed to as well.
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
     /// Opens a file to add to its end, making it if there is none. The name of a new one is durable only after
     /// [`Self::sync_dir`].

@@ -292,12 +292,11 @@ impl State {
     }
 
     /// Opens a file for writing, making it if there is none.
-    fn open(&mut self, path: &Path, is_cut: bool) -> io::Result<u64> {
+    fn open(&mut self, path: &Path) -> io::Result<u64> {
         let folder = self.folder(path)?;
         match self.file(path) {
             Ok(file) => {
-                let cut = is_cut.then_some(Change::Length { file, length: 0 });
-                self.operate(cut.into_iter().collect())?;
+                self.operate(Vec::new())?;
                 Ok(file)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -359,8 +358,11 @@ impl State {
 
 impl Storage for SimulatedDisk {
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        if self.state().file(path).is_ok() {
+            self.remove(path)?;
+        }
         let mut state = self.state();
-        let file = state.open(path, true)?;
+        let file = state.open(path)?;
         // In two writes, so that a crash can come between.
         let (first, second) = content.split_at(content.len() / 2);
         for (offset, bytes) in [(0, first), (first.len(), second)] {
@@ -373,7 +375,7 @@ impl Storage for SimulatedDisk {
     }
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>> {
-        let file = self.state().open(path, false)?;
+        let file = self.state().open(path)?;
         Ok(Box::new(Appended { disk: self.clone(), file }))
     }
 
