@@ -69,9 +69,9 @@ enum OnError {
 }
 
 /// The place of the port `rejected` among the outputs.
+const REJECTED: usize = 1;
 /// How many bytes of JSON are written for a batch before records are kept as values.
 const BLOCK_MAX: usize = 1 << 30;
-const REJECTED: usize = 1;
 
 impl Config {
     /// The option that holds the program, and the program.
@@ -118,6 +118,7 @@ impl OperatorConfig for Config {
             name: Arc::clone(&context.name),
             program: Program::compile(source).expect("the configuration was checked"),
             on_error: self.on_error,
+            tells_rejected: context.connected.iter().any(|port| port == "rejected"),
         }))
     }
 }
@@ -126,6 +127,8 @@ struct Remap {
     name: Arc<str>,
     program: Program,
     on_error: OnError,
+    /// Whether something reads the dead letters.
+    tells_rejected: bool,
 }
 
 impl Transform for Remap {
@@ -150,6 +153,7 @@ impl Transform for Remap {
                     failed += 1;
                     match (error, on_error) {
                         (ProgramError::Aborted(_), _) | (_, OnError::Drop) => {}
+                        (_, OnError::Reject) if !self.tells_rejected => {}
                         (error, OnError::Reject) => {
                             let (reason, message) = (Reason::ProgramError.as_str(), error.to_string());
                             let letter = dead_letter(&self.name, reason, &message, &batch, row);
@@ -166,6 +170,7 @@ impl Transform for Remap {
         }
         output.drop(Reason::ProgramError, failed);
         if !letters.is_empty() {
+            output.make(letters.len());
             output.emit(REJECTED, Batch::of_values(Arc::clone(&batch.lane), letters, batch.arrival));
         }
         if kept.len() < batch.len() {

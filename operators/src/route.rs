@@ -114,9 +114,12 @@ impl Transform for Route {
         let mut other: Vec<u32> = batch.rows().collect();
         for (place, condition) in self.routes.iter().enumerate() {
             // A record that an exclusive route has taken is not looked at again.
-            let open = if self.is_exclusive { batch.select(other.clone()) } else { batch.clone() };
-            let rows = condition.select(&open, &mut output.expression_errors);
+            let looked_at = if self.is_exclusive { batch.select(other.clone()) } else { batch.clone() };
+            let rows = condition.select(&looked_at, &mut output.expression_errors);
+            let open = other.len();
             other = without(&other, &rows);
+            // Records that an earlier route has taken too leave by this one as copies.
+            output.make(rows.len() - (open - other.len()));
             output.emit(place + 1, batch.select(rows));
         }
         output.emit(self.routes.len() + 1, batch.select(other));

@@ -14,7 +14,8 @@
 //!
 //! The outcome has a line for each record that came out, with its port unless it is the operator's own name, and after each
 //! stretch of records what ended at the operator, by reason. Within a stretch the ports come one after the other. Every story runs in several ways which must come to the same: records in one
-//! batch or in one batch each, with [`Prepare`](tocsin_pipeline::operator::Prepare) and without.
+//! batch or in one batch each, with [`Prepare`](tocsin_pipeline::operator::Prepare) and without. After every step each record must be
+//! accounted for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -196,6 +197,7 @@ impl<C: OperatorConfig> Runner<C> {
         let seen_before = state.seen;
         state.seen = state.seen.max(batch.times.as_ref().unwrap().max);
         state.offset += batch.block.len() as u64;
+        let received = batch.len();
         let mut output = Output::default();
         match &mut self.built {
             Built::Transform(transform) => {
@@ -220,7 +222,7 @@ impl<C: OperatorConfig> Runner<C> {
                 operator.on_input(0, input, &mut output);
             }
         }
-        self.tell(output);
+        self.tell(received, output);
     }
 
     fn watermark(&mut self, watermark: Timestamp) {
@@ -228,7 +230,7 @@ impl<C: OperatorConfig> Runner<C> {
         if let Built::Operator { operator, .. } = &mut self.built {
             operator.on_watermark(watermark, &mut output);
         }
-        self.tell(output);
+        self.tell(0, output);
         self.tell_drops();
     }
 
@@ -258,7 +260,10 @@ impl<C: OperatorConfig> Runner<C> {
         }
     }
 
-    fn tell(&mut self, output: Output) {
+    fn tell(&mut self, received: usize, output: Output) {
+        let handed: usize = output.batches.iter().map(|(_, batch)| batch.len()).sum();
+        let dropped: u64 = output.dropped.iter().map(|(_, count)| count).sum();
+        assert_eq!(received as u64 + output.made, handed as u64 + dropped, "a record is not accounted for");
         for (port, batch) in output.batches {
             let text = self.stretch.entry(port).or_default();
             for row in batch.rows() {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::event::Batch;
 use crate::graph::{Chain, Link, Node, PortLinks, Stateless, TaskId, Work};
-use crate::metrics::ComponentMetrics;
-use crate::operator::{Input, Output, Reason, Transform};
+use crate::operator::{Input, Output, Transform};
+use crate::tally::{Book, Counts};
 use crate::time::Timestamp;
 
 /// Something on its way to another task.
@@ -41,16 +41,36 @@ impl Input {
     }
 }
 
+/// What running a chain has led to: what leaves the task, and what was counted at each node.
+#[derive(Default)]
+pub struct Passage {
+    pub sent: Vec<Sent>,
+    pub counts: Vec<Counts>,
+}
+
+impl Passage {
+    pub fn of<W>(chain: &Chain<W>) -> Self {
+        Self { sent: Vec::new(), counts: vec![Counts::default(); chain.nodes.len()] }
+    }
+
+    /// Puts what was counted into the task's book.
+    pub fn settle(&mut self, book: &mut Book) {
+        book.add(&self.counts);
+        self.counts.fill(Counts::default());
+    }
+}
+
 impl Stateless {
-    /// Runs a batch from `links` on and adds what leaves the task to `out`.
-    pub fn run(&self, links: &[Link], batch: Batch, out: &mut Vec<Sent>) {
+    /// Runs a batch from `links` on.
+    pub fn run(&self, links: &[Link], batch: Batch, passage: &mut Passage) {
         each_with_last(links, batch, |link, batch| match link {
-            Link::Edge { .. } => cross(link, batch, out),
-            Link::Node { node, .. } => {
-                let node = &self.nodes[*node];
-                let (ports, output) = transform(node, &*node.work, batch);
+            Link::Edge { .. } => cross(link, batch, &mut passage.sent),
+            Link::Node { node: index, .. } => {
+                let node = &self.nodes[*index];
+                let output = transform(node, &*node.work, batch, &mut passage.counts[*index]);
                 for (port, batch) in output.batches {
-                    self.run(port_links(&ports, port, &batch, &node.metrics), batch, out);
+                    let links = leave(&node.ports, port, &batch, &mut passage.counts[*index]);
+                    self.run(links, batch, passage);
                 }
             }
         });
@@ -58,31 +78,37 @@ impl Stateless {
 }
 
 impl Chain<Work> {
-    /// Hands an input to a node and adds what leaves the task to `out`.
-    pub fn deliver(&mut self, node: usize, input: usize, content: Input, out: &mut Vec<Sent>) {
-        let (ports, output) = self.run_node(node, input, content);
-        self.route(node, &ports, output, out);
+    /// Hands an input to a node.
+    pub fn deliver(&mut self, node: usize, input: usize, content: Input, passage: &mut Passage) {
+        let (ports, output) = self.run_node(node, input, content, &mut passage.counts[node]);
+        self.route(node, &ports, output, passage);
     }
 
     /// Tells the operators, each after those that feed it, how far event time has come.
-    pub fn on_watermark(&mut self, watermark: Timestamp, out: &mut Vec<Sent>) {
+    pub fn on_watermark(&mut self, watermark: Timestamp, passage: &mut Passage) {
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             let Work::Operator(operator) = &mut node.work else { continue };
             let mut output = Output::default();
             operator.on_watermark(watermark, &mut output);
-            count(&node.metrics, &output);
+            passage.counts[index].take(&output);
             let ports = Arc::clone(&node.ports);
-            self.route(index, &ports, output, out);
+            self.route(index, &ports, output, passage);
         }
     }
 
-    fn run_node(&mut self, index: usize, input: usize, content: Input) -> (Arc<[PortLinks]>, Output) {
+    fn run_node(
+        &mut self,
+        index: usize,
+        input: usize,
+        content: Input,
+        counts: &mut Counts,
+    ) -> (Arc<[PortLinks]>, Output) {
         let node = &mut self.nodes[index];
-        match (&mut node.work, content) {
+        let output = match (&mut node.work, content) {
             (Work::Transform(work), Input::Batch(batch)) => {
                 let work = Arc::clone(work);
-                transform(node, &*work, batch)
+                transform(node, &*work, batch, counts)
             }
             (Work::Transform(_), Input::Prepared(_)) => unreachable!("only operators with state have prepared input"),
             (Work::Operator(operator), mut content) => {
@@ -93,58 +119,41 @@ impl Chain<Work> {
                     }
                     Input::Prepared(prepared) => prepared.bytes,
                 };
-                node.metrics.received(content.records(), bytes);
+                counts.receive(content.records(), bytes);
                 let mut output = Output::default();
                 operator.on_input(input, content, &mut output);
-                count(&node.metrics, &output);
-                (Arc::clone(&node.ports), output)
+                counts.take(&output);
+                output
             }
-        }
+        };
+        (Arc::clone(&node.ports), output)
     }
 
-    fn route(&mut self, node: usize, ports: &[PortLinks], output: Output, out: &mut Vec<Sent>) {
+    fn route(&mut self, node: usize, ports: &[PortLinks], output: Output, passage: &mut Passage) {
         for (port, batch) in output.batches {
-            let links = port_links(ports, port, &batch, &self.nodes[node].metrics);
+            let links = leave(ports, port, &batch, &mut passage.counts[node]);
             each_with_last(links, batch, |link, batch| match link {
-                Link::Edge { .. } => cross(link, batch, out),
-                Link::Node { node, input } => self.deliver(*node, *input, Input::Batch(batch), out),
+                Link::Edge { .. } => cross(link, batch, &mut passage.sent),
+                Link::Node { node, input } => self.deliver(*node, *input, Input::Batch(batch), passage),
             });
         }
     }
 }
 
-fn transform<W>(node: &Node<W>, work: &dyn Transform, mut batch: Batch) -> (Arc<[PortLinks]>, Output) {
-    node.metrics.received(batch.len(), 0);
+fn transform<W>(node: &Node<W>, work: &dyn Transform, mut batch: Batch, counts: &mut Counts) -> Output {
+    counts.receive(batch.len(), 0);
     batch.decode(&node.decode);
     let mut output = Output::default();
     work.apply(batch, &mut output);
-    count(&node.metrics, &output);
-    (Arc::clone(&node.ports), output)
+    counts.take(&output);
+    output
 }
 
-fn count(metrics: &ComponentMetrics, output: &Output) {
-    let sent: usize = output.batches.iter().map(|(_, batch)| batch.len()).sum();
-    if sent > 0 {
-        metrics.sent(sent);
-    }
-    for (reason, records) in &output.dropped {
-        metrics.dropped(*reason, *records);
-    }
-    if output.expression_errors > 0 {
-        metrics.expression_errors(output.expression_errors);
-    }
-}
-
-/// The links of a port. Where there are none, the batch's records end here and are counted.
-fn port_links<'a>(ports: &'a [PortLinks], port: usize, batch: &Batch, metrics: &ComponentMetrics) -> &'a [Link] {
-    let Some(port) = ports.get(port) else {
-        metrics.dropped(Reason::Unconnected, batch.len() as u64);
-        return &[];
-    };
-    if port.links.is_empty() && !port.is_side {
-        metrics.dropped(Reason::Unconnected, batch.len() as u64);
-    }
-    &port.links
+/// Counts a batch that leaves a node by a port, and gives the links it takes.
+fn leave<'a>(ports: &'a [PortLinks], port: usize, batch: &Batch, counts: &mut Counts) -> &'a [Link] {
+    let links = ports.get(port).map_or(&[][..], |port| &port.links);
+    counts.leave(port, batch, !links.is_empty());
+    links
 }
 
 /// Calls `f` for each link; only the last gets the batch itself, the others a (cheap) clone.

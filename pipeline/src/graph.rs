@@ -116,8 +116,8 @@ pub struct Node<W> {
 }
 
 pub struct PortLinks {
-    /// Whether its records are counted under a reason by the operator itself (`rejected`, `late`).
-    pub is_side: bool,
+    /// Empty for the operator's own name.
+    pub name: Arc<str>,
     pub links: Vec<Link>,
 }
 
@@ -471,11 +471,9 @@ impl<'a> Cutter<'a> {
             .iter()
             .enumerate()
             .map(|(port, targets)| {
-                let is_side = port
-                    .checked_sub(1)
-                    .and_then(|port| self.ports[operator].get(port))
-                    .is_some_and(|port| port == "rejected" || port == "late");
-                PortLinks { is_side, links: self.links(targets, stage, chain, placed) }
+                let name =
+                    port.checked_sub(1).and_then(|port| self.ports[operator].get(port)).map_or("", |name| name).into();
+                PortLinks { name, links: self.links(targets, stage, chain, placed) }
             })
             .collect()
     }

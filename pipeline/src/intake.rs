@@ -3,25 +3,45 @@
 
 use std::sync::Arc;
 
-use crate::chain::Sent;
+use vrl::value::Value;
+
+use crate::chain::Passage;
 use crate::codec::DecodeError;
 use crate::event::{Batch, Lane, Selection, Span, Times};
 use crate::graph::{Intake, Link, OnDecodeError};
 use crate::operator::{Reason, dead_letter};
 use crate::source::{Block, Framing};
+use crate::tally::{Book, Counts};
 use crate::time::Timestamp;
+
+/// The port of dead letters in a source's counts.
+const REJECTED: usize = 1;
 
 /// What became of a block.
 pub struct Taken {
     pub lane: Arc<Lane>,
-    pub sent: Vec<Sent>,
+    pub passage: Passage,
+    /// What was counted of the source itself.
+    pub own: Counts,
     /// The greatest event time in the block; `Timestamp::MIN` where times are not asked for.
     pub seen_max: Timestamp,
+}
+
+impl Taken {
+    fn of(intake: &Intake, lane: Arc<Lane>) -> Self {
+        Self { lane, passage: Passage::of(&intake.chain), own: Counts::default(), seen_max: Timestamp::MIN }
+    }
+
+    /// Puts what was counted into the book of the source's task; done when the block's turn has come.
+    pub fn settle(&self, book: &mut Book) {
+        book.add(std::iter::once(&self.own).chain(&self.passage.counts));
+    }
 }
 
 impl Intake {
     /// Takes a block in and runs its records through the fused operators.
     pub fn take(&self, lane: Arc<Lane>, block: Block) -> Taken {
+        let mut taken = Taken::of(self, Arc::clone(&lane));
         let bytes = block.bytes.len();
         let (records, spans) = match (&block.framing, &self.prefilter) {
             (Framing::Lines, Some(prefilter)) => {
@@ -35,32 +55,32 @@ impl Intake {
             }
             (Framing::Spans(spans), _) => (spans.len(), spans.clone()),
         };
-        self.metrics.received(records, bytes);
+        taken.own.receive(records, bytes);
         if records > spans.len() {
-            self.skipped(records - spans.len());
+            self.skipped(records - spans.len(), &mut taken);
         }
-        let mut sent = Vec::new();
         let mut batch = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
         let rejected = self.decode(&mut batch);
-        let seen_max = if self.needs_time { self.time(&mut batch) } else { Timestamp::MIN };
+        if self.needs_time {
+            taken.seen_max = self.time(&mut batch);
+        }
         if !rejected.is_empty() {
-            self.reject(&batch, &rejected, &mut sent);
+            self.reject(&batch, &rejected, &mut taken);
         }
-        let lane = Arc::clone(&batch.lane);
         if !batch.is_empty() {
-            self.metrics.sent(batch.len());
-            self.chain.run(&self.entry, batch, &mut sent);
+            taken.own.leave(0, &batch, !self.entry.is_empty());
+            self.chain.run(&self.entry, batch, &mut taken.passage);
         }
-        Taken { lane, sent, seen_max }
+        taken
     }
 
     /// Counts records that the pre-filter passed over where the filter would have counted them.
-    fn skipped(&self, records: usize) {
-        self.metrics.sent(records);
+    fn skipped(&self, records: usize, taken: &mut Taken) {
+        taken.own.hand_on(0, records);
         if let Some(Link::Node { node, .. }) = self.entry.first() {
-            let metrics = &self.chain.nodes[*node].metrics;
-            metrics.received(records, 0);
-            metrics.dropped(Reason::Filtered, records as u64);
+            let counts = &mut taken.passage.counts[*node];
+            counts.receive(records, 0);
+            counts.drop(Reason::Filtered, records);
         }
     }
 
@@ -75,16 +95,15 @@ impl Intake {
         arrival: Timestamp,
     ) -> Taken {
         let span = Span::new(0, raw.len());
-        self.metrics.received(1, raw.len());
-        self.metrics.dropped(reason, 1);
-        let batch = Batch::new(Arc::clone(&lane), raw, offset, vec![span], arrival);
-        let mut sent = Vec::new();
+        let mut taken = Taken::of(self, Arc::clone(&lane));
+        taken.own.receive(1, raw.len());
+        taken.own.drop(reason, 1);
         if !self.rejected.is_empty() {
+            let batch = Batch::new(lane, raw, offset, vec![span], arrival);
             let letter = dead_letter(&self.name, reason.as_str(), message, &batch, 0);
-            let letters = Batch::of_values(Arc::clone(&lane), vec![(arrival, letter)], arrival);
-            self.chain.run(&self.rejected, letters, &mut sent);
+            self.tell(vec![(arrival, letter)], &batch, &mut taken);
         }
-        Taken { lane, sent, seen_max: Timestamp::MIN }
+        taken
     }
 
     /// Checks the records and decodes what is read first; deselects those that the codec refuses.
@@ -132,8 +151,8 @@ impl Intake {
         max
     }
 
-    fn reject(&self, batch: &Batch, rejected: &[(u32, DecodeError)], sent: &mut Vec<Sent>) {
-        self.metrics.dropped(Reason::Undecodable, rejected.len() as u64);
+    fn reject(&self, batch: &Batch, rejected: &[(u32, DecodeError)], taken: &mut Taken) {
+        taken.own.drop(Reason::Undecodable, rejected.len());
         if self.rejected.is_empty() || self.options.on_decode_error == OnDecodeError::Drop {
             return;
         }
@@ -141,8 +160,15 @@ impl Intake {
             .iter()
             .map(|(row, error)| (batch.arrival, dead_letter(&self.name, error.reason, &error.message, batch, *row)))
             .collect();
+        self.tell(letters, batch, taken);
+    }
+
+    /// Hands dead letters of records of `batch` to those who take them.
+    fn tell(&self, letters: Vec<(Timestamp, Value)>, batch: &Batch, taken: &mut Taken) {
+        taken.own.made += letters.len() as u64;
         let letters = Batch::of_values(Arc::clone(&batch.lane), letters, batch.arrival);
-        self.chain.run(&self.rejected, letters, sent);
+        taken.own.hand_on(REJECTED, letters.len());
+        self.chain.run(&self.rejected, letters, &mut taken.passage);
     }
 }
 

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod graph;
 pub mod intake;
 pub mod json;
+pub mod ledger;
 pub mod metrics;
 pub mod operator;
 pub mod prefilter;
@@ -19,6 +20,7 @@ pub mod simulation;
 pub mod sink;
 pub mod source;
 pub mod store;
+pub mod tally;
 pub mod template;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::operator::Reason;
+use crate::tally::Counts;
 
 /// All metrics of one daemon.
 #[derive(Clone, Debug)]
@@ -196,6 +197,25 @@ struct Counters {
 }
 
 impl ComponentMetrics {
+    /// Adds what a task has counted of the component.
+    pub fn add(&self, counts: &Counts) {
+        let metrics = &*self.0;
+        let sent: u64 = counts.handed.iter().sum();
+        for (counter, count) in [
+            (&metrics.received_events, counts.received),
+            (&metrics.received_bytes, counts.bytes),
+            (&metrics.sent_events, sent),
+            (&metrics.expression_errors, counts.expression_errors),
+        ] {
+            if count > 0 {
+                counter.inc_by(count);
+            }
+        }
+        for (counter, count) in metrics.dropped.iter().zip(&counts.dropped).filter(|(_, count)| **count > 0) {
+            counter.inc_by(*count);
+        }
+    }
+
     pub fn received(&self, events: usize, bytes: usize) {
         self.0.received_events.inc_by(events as u64);
         self.0.received_bytes.inc_by(bytes as u64);
@@ -206,8 +226,7 @@ impl ComponentMetrics {
     }
 
     pub fn dropped(&self, reason: Reason, events: u64) {
-        let at = Reason::ALL.iter().position(|known| *known == reason).expect("ALL holds every reason");
-        self.0.dropped[at].inc_by(events);
+        self.0.dropped[reason as usize].inc_by(events);
     }
 
     pub fn expression_errors(&self, count: u64) {
@@ -266,8 +285,7 @@ impl ComponentMetrics {
     }
 
     pub fn dropped_events(&self, reason: Reason) -> u64 {
-        let at = Reason::ALL.iter().position(|known| *known == reason).expect("ALL holds every reason");
-        self.0.dropped[at].get()
+        self.0.dropped[reason as usize].get()
     }
 }
 

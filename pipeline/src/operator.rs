@@ -82,10 +82,15 @@ impl Reason {
 }
 
 /// What an operator hands on: batches by port, and the records it did not hand on by reason.
+///
+/// The account must balance: what it received and made is what it hands on and drops. Each of the four is said where it
+/// happens, none is computed from the others, so that a mistake shows.
 #[derive(Debug, Default)]
 pub struct Output {
     pub batches: Vec<(usize, Batch)>,
     pub dropped: Vec<(Reason, u64)>,
+    /// Records that came to be here: see [`Self::make`].
+    pub made: u64,
     /// Conditions and expressions that failed (missing field, wrong type) and so counted as false or as no value.
     pub expression_errors: u64,
 }
@@ -97,6 +102,12 @@ impl Output {
         if !batch.is_empty() {
             self.batches.push((port, batch));
         }
+    }
+
+    /// Says that `count` of the records handed on were not received: windows, alerts, dead letters, and the copies of a
+    /// record that leaves by more than one port.
+    pub fn make(&mut self, count: usize) {
+        self.made += count as u64;
     }
 
     /// Says that `count` records end here.
@@ -299,5 +310,9 @@ mod tests {
     fn reasons_are_told_apart() {
         let words: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
+        assert!(
+            Reason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at),
+            "counts stand in this order"
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::chain::Sent;
+use crate::chain::{Passage, Sent};
 use crate::checkpoint::Snapshot;
 use crate::event::{Batch, Lane, Origin, Span};
 use crate::graph::{Graph, TaskId, Tasks, Work};
@@ -122,7 +122,7 @@ impl Simulation {
         let taken = self.tasks.sources[source].intake.take(lane, block);
         let seen_before = self.watermarks[source].observe("", taken.seen_max);
         let mut queue = VecDeque::new();
-        for mut sent in taken.sent {
+        for mut sent in taken.passage.sent {
             sent.input.set_seen_before(seen_before);
             queue.push_back(sent);
         }
@@ -197,9 +197,10 @@ impl Simulation {
             let (writers, merged) = &mut self.merged[stage];
             let Some(input) = writers.iter().position(|writer| *writer == from) else { continue };
             let Some(watermark) = merged.update(input, watermark) else { continue };
-            let mut sent = Vec::new();
-            self.tasks.stages[stage].chain.on_watermark(watermark, &mut sent);
-            self.run(sent.into());
+            let chain = &mut self.tasks.stages[stage].chain;
+            let mut passage = Passage::of(chain);
+            chain.on_watermark(watermark, &mut passage);
+            self.run(passage.sent.into());
             self.signal(TaskId::Stage(stage), watermark);
         }
     }
@@ -210,9 +211,9 @@ impl Simulation {
                 (TaskId::Stage(stage), input) => {
                     let stage = &mut self.tasks.stages[stage];
                     let (node, number) = stage.entries[entry];
-                    let mut sent = Vec::new();
-                    stage.chain.deliver(node, number, input, &mut sent);
-                    queue.extend(sent);
+                    let mut passage = Passage::of(&stage.chain);
+                    stage.chain.deliver(node, number, input, &mut passage);
+                    queue.extend(passage.sent);
                 }
                 (TaskId::Sink(sink), Input::Batch(batch)) => {
                     self.arrivals.push(Arrival { sink, at: self.now, batch });

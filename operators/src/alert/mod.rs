@@ -473,6 +473,7 @@ impl Alerts {
         let mut matching = matching.into_iter().peekable();
         // On plain records, one that does not match says nothing.
         let rows: Vec<u32> = if is_keyed { batch.rows().collect() } else { matching.clone().collect() };
+        let mut filtered = batch.len() - rows.len();
         for row in rows {
             let holds = matching.next_if_eq(&row).is_some();
             // The record itself shows how far time has come: what is over before it is told before it.
@@ -480,7 +481,8 @@ impl Alerts {
             self.see(&batch, batch.watermark_before(row).max(shown));
             self.fire_timers();
             match self.decide(&batch, row, holds, is_keyed) {
-                Ok(()) => aggregated += usize::from(holds),
+                Ok(()) if holds => aggregated += 1,
+                Ok(()) => filtered += 1,
                 Err(Full) => full += 1,
             }
         }
@@ -488,7 +490,7 @@ impl Alerts {
         self.fire_timers();
         output.drop(Reason::Aggregated, aggregated);
         output.drop(Reason::StateFull, full);
-        output.drop(Reason::Filtered, batch.len() - aggregated - full);
+        output.drop(Reason::Filtered, filtered);
         self.hand_on(output);
     }
 
@@ -723,6 +725,7 @@ impl Alerts {
         output.expression_errors += std::mem::take(&mut self.errors);
         if !self.told.is_empty() {
             let told = std::mem::take(&mut self.told);
+            output.make(told.len());
             output.emit(0, Batch::of_values(Arc::clone(&self.lane), told, self.arrival));
         }
     }

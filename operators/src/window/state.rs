@@ -223,6 +223,7 @@ impl Operator for Window {
             self.changed[0] = true;
         }
         if !made.is_empty() {
+            output.make(made.len());
             output.emit(0, Batch::of_values(Arc::clone(&self.lane), made, self.arrival));
         }
     }

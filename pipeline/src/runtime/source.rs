@@ -15,6 +15,7 @@ use crate::event::Lane;
 use crate::graph::Intake;
 use crate::intake::Taken;
 use crate::source::{Block, Gone, SourceEvent};
+use crate::tally::Book;
 use crate::time::{Clock, Timestamp};
 use crate::watermark::SourceWatermark;
 
@@ -52,6 +53,7 @@ struct After {
 pub(super) struct SourceDriver {
     pub name: Arc<str>,
     pub intake: Arc<Intake>,
+    pub book: Book,
     pub outlets: Outlets,
     pub events: mpsc::Receiver<SourceEvent>,
     pub barriers: mpsc::Receiver<Arc<Ticket>>,
@@ -145,9 +147,10 @@ impl SourceDriver {
             Item::Running { .. } => unreachable!("it is waited for first"),
             Item::Ready { taken, after } => {
                 self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let Taken { lane, sent, seen_max } = taken;
+                taken.settle(&mut self.book);
+                let Taken { lane, passage, seen_max, .. } = taken;
                 let seen_before = self.watermark.observe(&lane.partition, seen_max);
-                for mut sent in sent {
+                for mut sent in passage.sent {
                     sent.input.set_seen_before(seen_before);
                     self.outlets.send(sent).await?;
                 }

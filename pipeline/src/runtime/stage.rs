@@ -8,13 +8,14 @@ use tokio::sync::mpsc;
 
 use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
 use super::{Done, Failure, Report, StateReport};
-use crate::chain::Sent;
+use crate::chain::Passage;
 use crate::event::Batch;
 use crate::graph::{Link, StageTask, Stateless, Work};
 use crate::metrics::Metrics;
 use crate::operator::Input;
 use crate::sink::{Queued, SinkInput};
 use crate::source::Gone;
+use crate::tally::Book;
 use crate::time::Timestamp;
 
 /// Brings a sink's dead letters to those who take them.
@@ -24,6 +25,7 @@ pub(super) struct Relay {
     pub entry: Vec<Link>,
     pub outlets: Outlets,
     pub signals: mpsc::Receiver<Signal>,
+    pub book: Book,
 }
 
 impl Relay {
@@ -33,9 +35,10 @@ impl Relay {
                 // Letters first: those written before the sink answered a barrier belong to its epoch.
                 biased;
                 Some(letters) = self.letters.recv() => {
-                    let mut sent = Vec::new();
-                    self.chain.run(&self.entry, letters, &mut sent);
-                    for sent in sent {
+                    let mut passage = Passage::of(&self.chain);
+                    self.chain.run(&self.entry, letters, &mut passage);
+                    passage.settle(&mut self.book);
+                    for sent in passage.sent {
                         self.outlets.send(sent).await?;
                     }
                 }
@@ -63,20 +66,23 @@ pub(super) async fn run_stage(
     metrics: Metrics,
 ) -> Result<Done, Failure> {
     let gauge = metrics.watermark.with_label_values(&[stage.name.as_str()]);
-    let mut sent: Vec<Sent> = Vec::new();
+    let mut book = Book::of_chain(&stage.chain);
+    let mut passage = Passage::of(&stage.chain);
     while let Some(arrived) = inbox.next().await {
         match arrived {
             Arrived::Data { entry, input, permit } => {
                 let (node, number) = stage.entries[entry];
-                stage.chain.deliver(node, number, input, &mut sent);
+                stage.chain.deliver(node, number, input, &mut passage);
+                passage.settle(&mut book);
                 drop(permit);
             }
             Arrived::Watermark(watermark) => {
                 if watermark != Timestamp::MAX {
                     gauge.set(watermark.0 as f64 / 1e9);
                 }
-                stage.chain.on_watermark(watermark, &mut sent);
-                for sent in sent.drain(..) {
+                stage.chain.on_watermark(watermark, &mut passage);
+                passage.settle(&mut book);
+                for sent in passage.sent.drain(..) {
                     outlets.send(sent).await?;
                 }
                 outlets.signal(Signal::Watermark(watermark)).await?;
@@ -91,7 +97,7 @@ pub(super) async fn run_stage(
                 return Ok(Done::Task);
             }
         }
-        for sent in sent.drain(..) {
+        for sent in passage.sent.drain(..) {
             outlets.send(sent).await?;
         }
     }

@@ -17,6 +17,7 @@ use crate::checkpoint::Restored;
 use crate::graph::{SinkTask, SourceTask, StageTask, TaskId};
 use crate::sink::{Queued, Rejected, Sink, SinkContext};
 use crate::source::{Source, SourceContext};
+use crate::tally::Book;
 use crate::time::Timestamp;
 use crate::watermark::SourceWatermark;
 
@@ -83,7 +84,8 @@ impl Runner<'_> {
                 .await
                 .map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
             let outlets = wiring.outlets(TaskId::Sink(index));
-            let relay = is_connected.then_some(Relay { letters, chain, entry: rejected, outlets, signals });
+            let book = Book::of_chain(&chain);
+            let relay = is_connected.then_some(Relay { letters, chain, entry: rejected, outlets, signals, book });
             self.sink_names.push(Arc::clone(&name));
             self.relays.push(is_connected.then_some(signals_sender));
             open.push(OpenSink { name, sink, context, relay });
@@ -136,6 +138,7 @@ impl Runner<'_> {
             let stop = self.stop.clone();
             let driver = SourceDriver {
                 name,
+                book: Book::of_intake(&intake),
                 intake,
                 outlets: wiring.outlets(TaskId::Source(number)),
                 events,
