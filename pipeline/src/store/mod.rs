@@ -8,6 +8,7 @@
 //! ```
 
 mod disk;
+pub mod log;
 #[cfg(any(test, feature = "faults"))]
 pub mod simulated;
 
@@ -29,6 +30,10 @@ pub trait Storage: Debug + Send + Sync {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// Up to `length` bytes from `offset`; fewer where the file ends.
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// How long a file is.
+    fn length(&self, path: &Path) -> io::Result<u64> {
+        self.read(path).map(|content| content.len() as u64)
+    }
     /// Cuts a file to a length and makes that durable.
     fn cut(&self, path: &Path, length: u64) -> io::Result<()>;
     /// Replaces `to` by `from`, in one step.
@@ -61,11 +66,15 @@ pub enum Kind {
     Piece = 2,
     /// What a sink said at the barrier.
     SinkState = 3,
+    /// A record of a [`log`].
+    Entry = 4,
 }
 
 const MAGIC: &[u8; 8] = b"TOCSIN\x00\x01";
 const HEADER: usize = 16;
 const FRAME: usize = 8;
+/// What stands before the payload of a record and is covered by its checksum: epoch and kind.
+const BODY: usize = 9;
 
 /// The content of a file of framed records, being put together.
 #[derive(Debug)]
@@ -84,15 +93,7 @@ impl FileWriter {
     /// Adds a record; gives its offset.
     pub fn push(&mut self, epoch: u64, kind: Kind, payload: &[u8]) -> u64 {
         let offset = self.content.len() as u64;
-        let length = u32::try_from(payload.len() + 9).expect("pieces of state are below 4 GiB");
-        let mut body = Vec::with_capacity(9);
-        body.extend_from_slice(&epoch.to_le_bytes());
-        body.push(kind as u8);
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&body), payload);
-        self.content.extend_from_slice(&length.to_le_bytes());
-        self.content.extend_from_slice(&crc.to_le_bytes());
-        self.content.extend_from_slice(&body);
-        self.content.extend_from_slice(payload);
+        push_frame(&mut self.content, epoch, kind, &[payload]);
         offset
     }
 
@@ -106,6 +107,23 @@ impl FileWriter {
 
     pub fn content(&self) -> &[u8] {
         &self.content
+    }
+}
+
+/// Adds a framed record whose payload is `parts`, one after the other.
+fn push_frame(content: &mut Vec<u8>, epoch: u64, kind: Kind, parts: &[&[u8]]) {
+    let payload: usize = parts.iter().map(|part| part.len()).sum();
+    let length = u32::try_from(payload + BODY).expect("records are below 4 GiB");
+    let mut body = [0; BODY];
+    body[..8].copy_from_slice(&epoch.to_le_bytes());
+    body[8] = kind as u8;
+    let crc = parts.iter().fold(crc32c::crc32c(&body), |crc, part| crc32c::crc32c_append(crc, part));
+    content.reserve(FRAME + length as usize);
+    content.extend_from_slice(&length.to_le_bytes());
+    content.extend_from_slice(&crc.to_le_bytes());
+    content.extend_from_slice(&body);
+    for part in parts {
+        content.extend_from_slice(part);
     }
 }
 
@@ -150,7 +168,7 @@ impl<'a> FileReader<'a> {
         let body = self
             .content
             .get(at + FRAME..(at + FRAME).saturating_add(length))
-            .filter(|body| body.len() >= 9)
+            .filter(|body| body.len() >= BODY)
             .ok_or_else(|| self.damaged(offset, "the record is cut short"))?;
         if crc32c::crc32c(body) != crc {
             return Err(self.damaged(offset, "the checksum does not match"));
@@ -159,7 +177,7 @@ impl<'a> FileReader<'a> {
         if found != epoch || body[8] != kind as u8 {
             return Err(self.damaged(offset, &format!("it is record {} of epoch {found}", body[8])));
         }
-        Ok((&body[9..], offset + (FRAME + length) as u64))
+        Ok((&body[BODY..], offset + (FRAME + length) as u64))
     }
 
     fn damaged(&self, offset: u64, problem: &str) -> Damaged {
