@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::fault::{self, Defect};
+use crate::ledger::{Audit, Ledger};
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
 use crate::time::Timestamp;
 
@@ -30,6 +31,9 @@ struct Manifest {
     sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
     operators: BTreeMap<String, Pieces>,
     sinks: BTreeMap<String, Place>,
+    /// What has become of all records by then.
+    #[serde(default)]
+    ledger: Ledger,
     /// When it was written, for people.
     written_at: String,
 }
@@ -64,6 +68,8 @@ pub struct Snapshot {
     pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
     /// By sink: its state where it changed.
     pub sinks: BTreeMap<String, Bytes>,
+    /// `None`: as in the epoch before.
+    pub ledger: Option<Ledger>,
 }
 
 impl Snapshot {
@@ -76,6 +82,7 @@ impl Snapshot {
             entry.1.extend(pieces);
         }
         self.sinks.extend(later.sinks);
+        self.ledger = later.ledger.or(self.ledger.take());
     }
 }
 
@@ -87,6 +94,7 @@ pub struct Restored {
     pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
     pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
     pub sinks: BTreeMap<String, Bytes>,
+    pub ledger: Ledger,
 }
 
 /// An epoch found on disk.
@@ -236,11 +244,15 @@ impl Checkpoints {
             sources: BTreeMap::new(),
             operators: BTreeMap::new(),
             sinks: BTreeMap::new(),
+            ledger: Ledger::default(),
             written_at: String::new(),
         });
         manifest.epoch = epoch;
         manifest.written_at = now.to_string();
         manifest.sources.extend(self.unsaved.sources.clone());
+        if let Some(ledger) = &self.unsaved.ledger {
+            manifest.ledger = ledger.clone();
+        }
         let mut segment = FileWriter::new(epoch);
         for (operator, (version, pieces)) in &self.unsaved.operators {
             let entry = manifest.operators.entry(operator.clone()).or_default();
@@ -311,16 +323,8 @@ impl Checkpoints {
 
     /// Reads an epoch with all its pieces, or says what is wrong with it.
     fn load(&mut self, epoch: u64) -> Result<(Manifest, Restored), String> {
-        let path = self.path("manifest", epoch);
-        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-        let content = self.storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
+        let manifest = read_manifest(&*self.storage, &self.path("manifest", epoch), epoch)?;
         let damaged = |damaged: Damaged| damaged.to_string();
-        let reader = FileReader::new(&name, epoch, &content).map_err(damaged)?;
-        let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest).map_err(damaged)?;
-        let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{name}: {error}"))?;
-        if manifest.format != FORMAT {
-            return Err(format!("{name}: format {} is not known to this version", manifest.format));
-        }
         let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
         for place in places(&manifest) {
             if let Entry::Vacant(entry) = segments.entry(place.segment) {
@@ -336,7 +340,12 @@ impl Checkpoints {
             let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
             reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
         };
-        let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
+        let mut restored = Restored {
+            epoch,
+            sources: manifest.sources.clone(),
+            ledger: manifest.ledger.clone(),
+            ..Restored::default()
+        };
         for (operator, pieces) in &manifest.operators {
             let groups: BTreeMap<u16, Vec<u8>> = pieces
                 .groups
@@ -396,6 +405,44 @@ impl Checkpoints {
     fn path(&self, kind: &str, epoch: u64) -> PathBuf {
         self.folder.join(format!("{kind}-{epoch:012}"))
     }
+}
+
+/// The ledger of the newest complete epoch, without touching anything: a daemon may be writing there. `None` if there is no
+/// checkpoint.
+///
+/// # Errors
+/// When the checkpoints cannot be read, or none of them is whole.
+pub fn audit(storage: &dyn Storage, data_dir: &Path) -> Result<Option<Audit>, CheckpointError> {
+    let folder = data_dir.join("checkpoints");
+    let io = |error| CheckpointError::Io { action: "listing", path: folder.clone(), error };
+    let names = match storage.list(&folder) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && storage.list(data_dir).is_ok() => Vec::new(),
+        Err(error) => return Err(io(error)),
+    };
+    let mut epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+    epochs.sort_unstable();
+    let mut damage = None;
+    for epoch in epochs.into_iter().rev() {
+        match read_manifest(storage, &folder.join(format!("manifest-{epoch:012}")), epoch) {
+            Ok(Manifest { ledger, written_at: taken_at, .. }) => return Ok(Some(Audit { epoch, taken_at, ledger })),
+            Err(found) => damage = damage.or(Some(found)),
+        }
+    }
+    damage.map_or(Ok(None), |damage| Err(CheckpointError::Refused(damage)))
+}
+
+fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manifest, String> {
+    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+    let content = storage.read(path).map_err(|error| format!("{name}: {error}"))?;
+    let damaged = |damaged: Damaged| damaged.to_string();
+    let reader = FileReader::new(&name, epoch, &content).map_err(damaged)?;
+    let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest).map_err(damaged)?;
+    let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{name}: {error}"))?;
+    if manifest.format != FORMAT {
+        return Err(format!("{name}: format {} is not known to this version", manifest.format));
+    }
+    Ok(manifest)
 }
 
 fn place(segment: &mut FileWriter, epoch: u64, kind: Kind, piece: &[u8]) -> Place {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::codec::{Codec, FieldPath, Projection};
+use crate::ledger::LinkAccount;
 use crate::metrics::{ComponentMetrics, Metrics};
 use crate::operator::{Built, Operator, Ports, Prepare, Transform};
 use crate::prefilter::Prefilter;
@@ -212,6 +213,37 @@ pub struct Tasks {
 }
 
 impl Graph {
+    /// The links between its components, by name, for the ledger.
+    pub fn links(&self) -> Vec<LinkAccount> {
+        let mut links = Vec::new();
+        let mut add = |from: &str, port: &str, targets: &[Target]| {
+            for target in targets {
+                let to = match target {
+                    Target::Operator { index, .. } => &self.operators[*index].name,
+                    Target::Sink(index) => &self.sinks[*index].name,
+                };
+                links.push(LinkAccount {
+                    from: from.to_owned(),
+                    port: port.to_owned(),
+                    to: to.to_string(),
+                    records: 0,
+                });
+            }
+        };
+        for source in &self.sources {
+            add(&source.name, "", &source.outputs);
+            add(&source.name, "rejected", &source.rejected);
+        }
+        for operator in &self.operators {
+            let ports = std::iter::once("").chain(operator.ports.iter().map(String::as_str));
+            ports.zip(&operator.outputs).for_each(|(port, targets)| add(&operator.name, port, targets));
+        }
+        for sink in &self.sinks {
+            add(&sink.name, "rejected", &sink.rejected);
+        }
+        links
+    }
+
     /// Cuts the graph into tasks.
     ///
     /// # Panics

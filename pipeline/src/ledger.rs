@@ -69,6 +69,16 @@ pub struct Ledger {
     pub links: Vec<LinkAccount>,
 }
 
+/// A ledger and what it is of: what `tocsin audit` looks at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The barrier it was taken at; 0 where no checkpoints are kept.
+    pub epoch: u64,
+    pub taken_at: String,
+    #[serde(flatten)]
+    pub ledger: Ledger,
+}
+
 /// An equation that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imbalance {

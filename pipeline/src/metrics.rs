@@ -9,6 +9,7 @@ use prometheus::{
     Registry,
 };
 
+use crate::ledger::{Account, Kind};
 use crate::operator::Reason;
 use crate::tally::Counts;
 
@@ -23,6 +24,7 @@ pub struct Metrics {
     expression_errors: IntCounterVec,
     errors: IntCounterVec,
     notifications: IntCounterVec,
+    held: IntGaugeVec,
     latency: HistogramVec,
     pub edge_bytes: IntGaugeVec,
     pub source_lag: GaugeVec,
@@ -31,6 +33,7 @@ pub struct Metrics {
     pub checkpoint_bytes: IntGauge,
     pub checkpoint_epoch: IntGauge,
     pub checkpoint_failures: IntCounter,
+    pub audit_imbalance: IntGauge,
     pub alerts: IntGaugeVec,
     pub state_bytes: IntGaugeVec,
     /// By source; see [`ComponentMetrics::expect_bytes`].
@@ -92,6 +95,8 @@ impl Metrics {
         };
         let checkpoint_bytes = gauge("tocsin_checkpoint_bytes", "Bytes written for the last checkpoint.");
         let checkpoint_epoch = gauge("tocsin_checkpoint_epoch", "The number of the last complete checkpoint.");
+        let audit_imbalance =
+            gauge("tocsin_audit_imbalance", "Equations between the counts of records that do not hold; 0 is right.");
         let checkpoint_failures =
             IntCounter::new("tocsin_checkpoint_failures_total", "Checkpoints that were abandoned.")
                 .expect("a well-formed name");
@@ -133,6 +138,11 @@ impl Metrics {
                 "Notifications by outcome: delivered, retried, refused.",
                 &["receiver", "result"],
             ),
+            held: gauges(
+                "tocsin_held_events",
+                "Records that a sink has taken and not delivered yet, as of its last barrier.",
+                component,
+            ),
             edge_bytes: gauges("tocsin_edge_bytes", "Bytes waiting between two components.", &["from", "to"]),
             source_lag: float_gauges(
                 "tocsin_source_lag_seconds",
@@ -147,6 +157,7 @@ impl Metrics {
             checkpoint_bytes,
             checkpoint_epoch,
             checkpoint_failures,
+            audit_imbalance,
             expected: Arc::default(),
             registry,
         }
@@ -162,6 +173,8 @@ impl Metrics {
             expression_errors: self.expression_errors.with_label_values(&[name]),
             latency: self.latency.with_label_values(&[name]),
             errors: self.errors.clone(),
+            held: self.held.clone(),
+            made: AtomicU64::new(0),
             notifications: self.notifications.clone(),
             lag: self.source_lag.with_label_values(&[name]),
             expected: self
@@ -190,6 +203,9 @@ struct Counters {
     latency: Histogram,
     errors: IntCounterVec,
     notifications: IntCounterVec,
+    held: IntGaugeVec,
+    /// Dead letters of a sink; of other components their tasks keep count.
+    made: AtomicU64,
     lag: Gauge,
     /// How many bytes a finite source will have read at its end, plus one; 0 while it does not know.
     expected: Arc<AtomicU64>,
@@ -229,6 +245,42 @@ impl ComponentMetrics {
         self.0.dropped[reason as usize].inc_by(events);
     }
 
+    /// Says how many records are in the state that a sink is about to hand out.
+    pub fn hold(&self, events: usize) {
+        self.0.held.with_label_values(&[self.0.name.as_str()]).set(events as i64);
+    }
+
+    pub(crate) fn made(&self, events: u64) {
+        self.0.made.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// What a sink has counted since the metrics are kept. What its full buffer drops is counted by those who write to it,
+    /// in their time, and so not here.
+    pub(crate) fn of_sink(&self) -> Account {
+        let dropped = Reason::ALL
+            .into_iter()
+            .filter(|reason| *reason != Reason::BufferFull)
+            .map(|reason| (reason.as_str().to_owned(), self.dropped_events(reason)));
+        Account {
+            kind: Kind::Sink,
+            received: self.received_events(),
+            made: self.0.made.load(Ordering::Relaxed),
+            delivered: self.sent_events(),
+            held: self.held_events(),
+            dropped: dropped.collect(),
+            ..Account::default()
+        }
+    }
+
+    /// What [`Self::hold`] said last.
+    pub fn held_events(&self) -> u64 {
+        self.0.held.with_label_values(&[self.0.name.as_str()]).get().unsigned_abs()
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
     pub fn expression_errors(&self, count: u64) {
         self.0.expression_errors.inc_by(count);
     }
@@ -251,6 +303,11 @@ impl ComponentMetrics {
     /// How a notification went: `delivered`, `retried`, `refused`.
     pub fn notification(&self, result: &str) {
         self.0.notifications.with_label_values(&[self.0.name.as_str(), result]).inc();
+    }
+
+    /// How many there were of a result, for tests.
+    pub fn notification_count(&self, result: &str) -> u64 {
+        self.0.notifications.with_label_values(&[self.0.name.as_str(), result]).get()
     }
 
     /// How many bytes a source that comes to an end will have read by then: for progress.

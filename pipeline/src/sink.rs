@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Batch;
+use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
 use crate::store::Storage;
@@ -20,10 +23,10 @@ pub enum SinkInput {
     Batch(Batch),
     /// Everything before this belongs to `epoch`. The sink makes durable what it has written of it, or says in its state
     /// what is still to be done, and answers. It must not wait for a peer that may be away: what is not delivered yet goes
-    /// into the state.
+    /// into the state. What it has counted when it answers belongs to the epoch too, so it takes nothing further before.
     Barrier {
         epoch: u64,
-        prepared: oneshot::Sender<SinkState>,
+        prepared: Prepared,
     },
     /// The checkpoint of `epoch` is complete: what was prepared for it is now the truth.
     Committed {
@@ -44,6 +47,104 @@ pub enum SinkState {
     Failed(String),
 }
 
+/// Where a sink answers a barrier.
+#[derive(Debug)]
+pub struct Prepared {
+    answer: oneshot::Sender<Answer>,
+    till: Till,
+}
+
+/// What a sink needs to go on from an epoch, and what it has counted by then.
+#[derive(Debug)]
+pub struct Answer {
+    pub state: SinkState,
+    pub account: Account,
+}
+
+impl Prepared {
+    pub fn new(till: Till) -> (Self, oneshot::Receiver<Answer>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { answer, till }, answered)
+    }
+
+    /// Answers.
+    ///
+    /// # Errors
+    /// Gives the state back when nobody waits for it any more.
+    pub fn send(self, state: SinkState) -> Result<(), SinkState> {
+        let account = self.till.account();
+        self.till.barriers.fetch_add(1, Ordering::Release);
+        self.answer.send(Answer { state, account }).map_err(|answer| answer.state)
+    }
+}
+
+/// What a sink has counted since it was opened.
+#[derive(Clone, Debug)]
+pub struct Till {
+    metrics: ComponentMetrics,
+    /// What the metrics showed then.
+    opened: Account,
+    /// How many barriers the sink has answered.
+    barriers: Arc<AtomicU64>,
+}
+
+impl Till {
+    pub fn open(metrics: &ComponentMetrics) -> Self {
+        Self { metrics: metrics.clone(), opened: metrics.of_sink(), barriers: Arc::default() }
+    }
+
+    /// The sink's account. Only what the sink's own task counts is in it, so that it is exact when that task asks.
+    pub fn account(&self) -> Account {
+        let now = self.metrics.of_sink();
+        let less = |now: u64, before: u64| now.saturating_sub(before);
+        let before = |reason: &String| self.opened.dropped.get(reason).copied().unwrap_or(0);
+        let mut dropped = now.dropped;
+        dropped.iter_mut().for_each(|(reason, records)| *records = less(*records, before(reason)));
+        dropped.retain(|_, records| *records > 0);
+        Account {
+            kind: Kind::Sink,
+            received: less(now.received, self.opened.received),
+            made: less(now.made, self.opened.made),
+            delivered: less(now.delivered, self.opened.delivered),
+            held: now.held,
+            dropped,
+            ..Account::default()
+        }
+    }
+}
+
+/// What comes to a sink; counted as it is taken.
+#[derive(Debug)]
+pub struct Inputs {
+    queue: mpsc::Receiver<Queued>,
+    metrics: ComponentMetrics,
+}
+
+impl Inputs {
+    pub fn new(queue: mpsc::Receiver<Queued>, metrics: ComponentMetrics) -> Self {
+        Self { queue, metrics }
+    }
+
+    /// The next input, as soon as there is one; `None` when nothing can follow. May be given up and called again.
+    pub async fn recv(&mut self) -> Option<Queued> {
+        let queued = self.queue.recv().await?;
+        Some(self.taken(queued))
+    }
+
+    /// The next input if there is one.
+    pub fn try_recv(&mut self) -> Result<Queued, TryRecvError> {
+        let queued = self.queue.try_recv()?;
+        Ok(self.taken(queued))
+    }
+
+    fn taken(&self, queued: Queued) -> Queued {
+        if let SinkInput::Batch(batch) = &queued.input {
+            self.metrics.received(batch.len(), batch.bytes());
+        }
+        queued
+    }
+}
+
 /// What a running sink is given.
 pub struct SinkContext {
     /// Its name in the configuration.
@@ -58,7 +159,7 @@ pub struct SinkContext {
     pub metrics: ComponentMetrics,
     /// Cancelled when the time for draining is over: give up waiting for peers, keep what is undelivered in the state.
     pub stop: CancellationToken,
-    pub input: mpsc::Receiver<Queued>,
+    pub input: Inputs,
     /// Dead letters: records refused for good. Where `NAME.rejected` is connected they go there, else they are counted.
     pub rejected: Rejected,
 }
@@ -86,25 +187,52 @@ impl Queued {
 /// Where a sink puts the records that it could not deliver and never will.
 #[derive(Clone, Debug)]
 pub struct Rejected {
-    pub(crate) sender: Option<mpsc::Sender<Batch>>,
-    pub(crate) metrics: ComponentMetrics,
-    pub(crate) name: Arc<str>,
+    sender: Option<mpsc::Sender<Letters>>,
+    metrics: ComponentMetrics,
+    name: Arc<str>,
+    /// How many barriers the sink has answered: its letters belong after that many.
+    barriers: Arc<AtomicU64>,
+}
+
+/// Dead letters of a sink on their way to those who take them.
+#[derive(Debug)]
+pub(crate) struct Letters {
+    pub batch: Batch,
+    /// How many barriers the sink had answered before it wrote them.
+    pub barriers: u64,
 }
 
 impl Rejected {
     /// Counts only: for tests and for sinks whose dead letters nobody reads.
     pub fn counting(name: Arc<str>, metrics: ComponentMetrics) -> Self {
-        Self { sender: None, metrics, name }
+        Self { sender: None, metrics, name, barriers: Arc::default() }
     }
 
-    /// Refuses one record of a batch.
+    pub(crate) fn new(
+        sender: Option<mpsc::Sender<Letters>>,
+        name: Arc<str>,
+        metrics: ComponentMetrics,
+        till: &Till,
+    ) -> Self {
+        Self { sender, metrics, name, barriers: Arc::clone(&till.barriers) }
+    }
+
+    /// Refuses one record of a batch, which ends here.
     pub async fn reject(&self, batch: &Batch, row: u32, reason: Reason, message: &str) {
         self.metrics.dropped(reason, 1);
-        if let Some(sender) = &self.sender {
-            let letter = crate::operator::dead_letter(&self.name, reason.as_str(), message, batch, row);
-            let letters = Batch::of_values(Arc::clone(&batch.lane), vec![(batch.time(row), letter)], batch.arrival);
-            // The reader is gone only when the pipeline stops; the record was counted.
-            let _ = sender.send(letters).await;
+        self.tell(batch, row, reason, message).await;
+    }
+
+    /// Writes a dead letter of what does not count as a record of the sink: one of the notifications that a record has
+    /// become.
+    pub async fn tell(&self, batch: &Batch, row: u32, reason: Reason, message: &str) {
+        let Some(sender) = &self.sender else { return };
+        let letter = crate::operator::dead_letter(&self.name, reason.as_str(), message, batch, row);
+        let batch = Batch::of_values(Arc::clone(&batch.lane), vec![(batch.time(row), letter)], batch.arrival);
+        let barriers = self.barriers.load(Ordering::Acquire);
+        // The reader is gone only when the pipeline stops; the record was counted.
+        if sender.send(Letters { batch, barriers }).await.is_ok() {
+            self.metrics.made(1);
         }
     }
 }

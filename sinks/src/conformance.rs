@@ -9,11 +9,14 @@ use bytes::Bytes;
 use tocsin_config::component::{BuildContext, SinkConfig};
 use tocsin_pipeline::codec::{Codec, DecodeError, PathTable, Row};
 use tocsin_pipeline::event::{Batch, Cell, Lane, Origin, Span};
+use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::metrics::{ComponentMetrics, Metrics};
-use tocsin_pipeline::sink::{Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::sink::{
+    Answer, Inputs, Prepared, Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState, Till,
+};
 use tocsin_pipeline::store::{Append, Disk, Storage};
 use tocsin_pipeline::time::{ManualClock, Timestamp};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vrl::value::Value;
@@ -196,6 +199,8 @@ impl Append for FailingFile {
 /// A sink that runs.
 pub(crate) struct Running {
     input: mpsc::Sender<Queued>,
+    /// What it counts, unless it goes on with records of an earlier run.
+    till: Option<Till>,
     task: JoinHandle<Result<SinkState, SinkError>>,
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: ComponentMetrics,
@@ -223,6 +228,7 @@ impl Running {
         let clock = Arc::new(ManualClock::new(NOON));
         let stop = CancellationToken::new();
         let (sender, input) = mpsc::channel(64);
+        let till = restored.is_none().then(|| Till::open(&metrics));
         let context = SinkContext {
             restored,
             data_dir,
@@ -230,13 +236,13 @@ impl Running {
             storage,
             metrics: metrics.clone(),
             stop: stop.clone(),
-            input,
+            input: Inputs::new(input, metrics.clone()),
             rejected: Rejected::counting(Arc::clone(&name), metrics.clone()),
             name,
         };
         sink.open(&context).await?;
         let task = tokio::spawn(sink.run(context));
-        Ok(Self { input: sender, task, stop, metrics, clock })
+        Ok(Self { input: sender, till, task, stop, metrics, clock })
     }
 
     pub(crate) async fn send(&self, batch: Batch) {
@@ -245,9 +251,15 @@ impl Running {
 
     /// What the sink answers to a barrier.
     pub(crate) async fn barrier(&self, epoch: u64) -> SinkState {
-        let (prepared, answer) = oneshot::channel();
+        let till = self.till.clone().unwrap_or_else(|| Till::open(&self.metrics));
+        let (prepared, answer) = Prepared::new(till);
         self.input.send(Queued::free(SinkInput::Barrier { epoch, prepared })).await.expect("the sink runs");
-        tokio::time::timeout(PATIENCE, answer).await.expect("a barrier does not wait for a peer").expect("an answer")
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let Answer { state, account } = answer.expect("a barrier does not wait for a peer").expect("an answer");
+        if self.till.is_some() {
+            balances(&account, &state);
+        }
+        state
     }
 
     /// The state at a barrier that must have one.
@@ -270,7 +282,12 @@ impl Running {
 
     /// Waits until the sink has ended by itself.
     pub(crate) async fn finished(self) -> Result<SinkState, SinkError> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("a sink ends").expect("a sink does not panic")
+        let done = tokio::time::timeout(PATIENCE, self.task).await;
+        let state = done.expect("a sink ends").expect("a sink does not panic")?;
+        if let Some(till) = self.till {
+            balances(&till.account(), &state);
+        }
+        Ok(state)
     }
 
     /// The daemon dies: nothing is flushed, nothing is said.
@@ -288,6 +305,14 @@ impl Running {
             }
         };
         tokio::time::timeout(PATIENCE, wait).await.expect("the counters get there");
+    }
+}
+
+/// Every record that a sink has taken is delivered, refused, or in its state.
+fn balances(account: &Account, state: &SinkState) {
+    let dropped: u64 = account.dropped.values().sum();
+    if !matches!(state, SinkState::Failed(_)) {
+        assert_eq!(account.received, account.delivered + dropped + account.held, "{account:?}");
     }
 }
 

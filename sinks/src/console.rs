@@ -109,12 +109,16 @@ async fn write(
                 let stop = context.stop.clone();
                 let flushed = tokio::select! {
                     flushed = flush(&mut writer, &mut buffer) => flushed,
-                    () = stop.cancelled() => return Ok(SinkState::Unchanged),
+                    () = stop.cancelled() => {
+                        receipts.refused(&context);
+                        return Ok(SinkState::Unchanged);
+                    }
                 };
                 match flushed {
                     Ok(()) => receipts.accepted(&context),
                     Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                         tracing::info!(sink = %context.name, "the reader of the output has gone");
+                        receipts.refused(&context);
                         return Ok(SinkState::Unchanged);
                     }
                     Err(error) => return Err(SinkError(format!("writing to the console: {error}"))),
@@ -159,6 +163,7 @@ async fn write(
                     flushed = flush(&mut writer, &mut buffer) => if flushed.is_ok() { receipts.accepted(&context) },
                     () = stop.cancelled() => {}
                 }
+                receipts.refused(&context);
                 return Ok(SinkState::Unchanged);
             }
         }

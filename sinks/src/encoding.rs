@@ -208,6 +208,30 @@ impl Encoder {
         });
         failures
     }
+
+    /// As [`Self::append_all`], and tells where each record ends in `out`.
+    pub(crate) fn append_each(&self, batch: &Batch, out: &mut Vec<u8>, mut end: impl FnMut(usize)) -> u64 {
+        let mut failures = 0;
+        let mut rows = batch.rows();
+        self.pieces(batch, |piece| match piece {
+            Piece::Lines(bytes) => {
+                let mut at = out.len();
+                out.extend_from_slice(bytes);
+                while at < out.len() {
+                    let row = rows.next().expect("a run is made of the rows in order");
+                    at += batch.spans[row as usize].len as usize + 1;
+                    end(at);
+                }
+            }
+            Piece::Row(row) => {
+                rows.next();
+                failures += self.append(batch, row, out);
+                out.push(b'\n');
+                end(out.len());
+            }
+        });
+        failures
+    }
 }
 
 /// Appends a record as `key=value` pairs.

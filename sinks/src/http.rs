@@ -584,6 +584,7 @@ impl Sender {
     }
 
     fn state(&self) -> SinkState {
+        self.context.metrics.hold(self.waiting.iter().map(|body| body.len()).sum());
         if self.waiting.is_empty() && self.committed_idle == Some(self.next) {
             return SinkState::Unchanged;
         }

@@ -1,6 +1,7 @@
 //! What was taken from the input and is not yet accepted outside: counted, with its latency, when it is.
 
 use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::SinkContext;
 use tocsin_pipeline::time::Timestamp;
 
@@ -31,5 +32,10 @@ impl Receipts {
             context.metrics.sent(records);
             context.metrics.latency(now.since(arrival).as_secs_f64());
         }
+    }
+
+    /// Nothing taken so far will ever be accepted: who takes it has gone.
+    pub(crate) fn refused(&mut self, context: &SinkContext) {
+        self.0.drain(..).for_each(|(records, _)| context.metrics.dropped(Reason::Refused, records as u64));
     }
 }

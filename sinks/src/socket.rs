@@ -275,19 +275,43 @@ struct Pending {
     written: usize,
     /// How many bytes went before `bytes`.
     passed: u64,
-    /// Where each batch ends, how many records it has and when it came. Its permit slows the writer down until it is out.
-    batches: VecDeque<(u64, usize, Timestamp, Option<OwnedSemaphorePermit>)>,
+    /// Where the records end that are not wholly written.
+    ends: VecDeque<u64>,
+    /// Where the first of them begins in `bytes`.
+    boundary: usize,
+    /// Where each batch ends and when it came. Its permit slows the writer down until it is out.
+    batches: VecDeque<(u64, Timestamp, Option<OwnedSemaphorePermit>)>,
 }
 
 impl Pending {
     fn new(framing: Option<Framing>) -> Self {
-        Self { framing, bytes: Vec::new(), written: 0, passed: 0, batches: VecDeque::new() }
+        let (ends, batches) = (VecDeque::new(), VecDeque::new());
+        Self { framing, bytes: Vec::new(), written: 0, passed: 0, ends, boundary: 0, batches }
     }
 
     fn restore(framing: Option<Framing>, state: Option<&[u8]>) -> Self {
         let mut pending = Self::new(framing);
         pending.bytes.extend_from_slice(state.unwrap_or_default());
+        let mut at = 0;
+        while let Some(end) = pending.end_of(at) {
+            pending.ends.push_back(end as u64);
+            at = end;
+        }
         pending
+    }
+
+    /// Where the record ends that begins at `start`.
+    fn end_of(&self, start: usize) -> Option<usize> {
+        let rest = self.bytes.get(start..)?;
+        match self.framing {
+            Some(Framing::Newline) => memchr::memchr(b'\n', rest).map(|at| start + at + 1),
+            Some(Framing::Nul) => memchr::memchr(0, rest).map(|at| start + at + 1),
+            Some(Framing::OctetCounted) => counted_end(&self.bytes, start).filter(|end| *end <= self.bytes.len()),
+            None => {
+                let end = start + 4 + u32::from_le_bytes(*rest.first_chunk()?) as usize;
+                (end <= self.bytes.len()).then_some(end)
+            }
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -298,52 +322,36 @@ impl Pending {
         self.bytes.len() - self.written < PENDING_BYTES
     }
 
-    /// Where the first record that is not wholly written begins.
-    fn boundary(&self) -> usize {
-        let written = &self.bytes[..self.written];
-        match self.framing {
-            Some(Framing::Newline) => memchr::memrchr(b'\n', written).map_or(0, |at| at + 1),
-            Some(Framing::Nul) => memchr::memrchr(0, written).map_or(0, |at| at + 1),
-            Some(Framing::OctetCounted) => {
-                let mut at = 0;
-                while let Some(end) = counted_end(&self.bytes, at).filter(|end| *end <= self.written) {
-                    at = end;
-                }
-                at
-            }
-            // A datagram goes out whole.
-            None => self.written,
-        }
-    }
-
     /// What a checkpoint must hold.
     fn state(&self) -> Bytes {
-        Bytes::copy_from_slice(&self.bytes[self.boundary()..])
+        Bytes::copy_from_slice(&self.bytes[self.boundary..])
     }
 
     /// A connection broke: what it got of an unfinished record does not count.
     fn rewind(&mut self) {
-        self.written = self.boundary();
+        self.written = self.boundary;
     }
 
-    /// `count` more bytes are written. Gives back the batches that are out.
-    fn advance(&mut self, count: usize, mut out: impl FnMut(usize, Timestamp)) {
+    /// `count` more bytes are written. Gives back when the batches came that are out by that, and how many records are.
+    fn advance(&mut self, count: usize, mut out: impl FnMut(Timestamp)) -> usize {
         self.written += count;
         let position = self.passed + self.written as u64;
-        while let Some((_, records, arrival, permit)) = self.batches.pop_front_if(|batch| batch.0 <= position) {
-            out(records, arrival);
+        let mut records = 0;
+        while let Some(end) = self.ends.pop_front_if(|end| *end <= position) {
+            self.boundary = (end - self.passed) as usize;
+            records += 1;
+        }
+        while let Some((_, arrival, permit)) = self.batches.pop_front_if(|batch| batch.0 <= position) {
+            out(arrival);
             drop(permit);
         }
-        if self.is_empty() {
-            self.passed += self.bytes.len() as u64;
-            self.bytes.clear();
-            self.written = 0;
-        } else if self.written > PENDING_BYTES {
-            let boundary = self.boundary();
-            self.bytes.drain(..boundary);
-            self.passed += boundary as u64;
-            self.written -= boundary;
+        if self.is_empty() || self.written > PENDING_BYTES {
+            self.bytes.drain(..self.boundary);
+            self.passed += self.boundary as u64;
+            self.written -= self.boundary;
+            self.boundary = 0;
         }
+        records
     }
 
     /// The datagram to be sent next.
@@ -530,7 +538,8 @@ impl Sender {
                             }
                             Some(Err(error)) if is_too_long(&error) => {
                                 self.context.metrics.error("too_long");
-                                self.written(4 + length);
+                                let records = self.advance(4 + length);
+                                self.context.metrics.dropped(Reason::TooLong, records as u64);
                             }
                             Some(Err(error)) => return Over::Broken(error),
                         }
@@ -546,12 +555,15 @@ impl Sender {
     }
 
     fn written(&mut self, count: usize) {
+        let records = self.advance(count);
+        self.context.metrics.sent(records);
+    }
+
+    /// `count` more bytes need not be kept; gives the records that are out by that.
+    fn advance(&mut self, count: usize) -> usize {
         let metrics = &self.context.metrics;
         let now = self.context.clock.now();
-        self.pending.advance(count, |records, arrival| {
-            metrics.sent(records);
-            metrics.latency(now.since(arrival).as_secs_f64());
-        });
+        self.pending.advance(count, |arrival| metrics.latency(now.since(arrival).as_secs_f64()))
     }
 
     async fn take(&mut self, queued: Option<Queued>) {
@@ -578,6 +590,7 @@ impl Sender {
     }
 
     fn state(&self) -> SinkState {
+        self.context.metrics.hold(self.pending.ends.len());
         if self.pending.is_empty() && self.is_committed_empty {
             SinkState::Unchanged
         } else {
@@ -587,15 +600,17 @@ impl Sender {
 
     async fn encode(&mut self, batch: &Batch, permit: Option<OwnedSemaphorePermit>) {
         let encoder = &self.socket.encoder;
-        let pending = &mut self.pending;
+        let Pending { bytes, ends, passed, .. } = &mut self.pending;
         let mut failures = 0;
-        let mut records = batch.len();
         match self.socket.framing {
-            Some(Framing::Newline) => failures += encoder.append_all(batch, &mut pending.bytes),
+            Some(Framing::Newline) => {
+                failures += encoder.append_each(batch, bytes, |end| ends.push_back(*passed + end as u64));
+            }
             Some(Framing::Nul) => {
                 for row in batch.rows() {
-                    failures += encoder.append(batch, row, &mut pending.bytes);
-                    pending.bytes.push(0);
+                    failures += encoder.append(batch, row, bytes);
+                    bytes.push(0);
+                    ends.push_back(*passed + bytes.len() as u64);
                 }
             }
             Some(Framing::OctetCounted) => {
@@ -603,32 +618,33 @@ impl Sender {
                 for row in batch.rows() {
                     record.clear();
                     failures += encoder.append(batch, row, &mut record);
-                    pending.bytes.extend_from_slice(format!("{} ", record.len()).as_bytes());
-                    pending.bytes.extend_from_slice(&record);
+                    bytes.extend_from_slice(format!("{} ", record.len()).as_bytes());
+                    bytes.extend_from_slice(&record);
+                    ends.push_back(*passed + bytes.len() as u64);
                 }
             }
             None => {
                 for row in batch.rows() {
-                    let start = pending.bytes.len();
-                    pending.bytes.extend_from_slice(&[0; 4]);
-                    failures += encoder.append(batch, row, &mut pending.bytes);
-                    let length = pending.bytes.len() - start - 4;
+                    let start = bytes.len();
+                    bytes.extend_from_slice(&[0; 4]);
+                    failures += encoder.append(batch, row, bytes);
+                    let length = bytes.len() - start - 4;
                     if length > DATAGRAM_BYTES {
-                        pending.bytes.truncate(start);
-                        records -= 1;
+                        bytes.truncate(start);
                         let told = format!("{length} bytes do not fit into a datagram");
                         self.context.rejected.reject(batch, row, Reason::TooLong, &told).await;
                         continue;
                     }
                     let length = u32::try_from(length).expect("at most DATAGRAM_BYTES");
-                    pending.bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+                    bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+                    ends.push_back(*passed + bytes.len() as u64);
                 }
             }
         }
         self.context.metrics.expression_errors(failures);
-        let end = pending.passed + pending.bytes.len() as u64;
-        if records > 0 {
-            pending.batches.push_back((end, records, batch.arrival, permit));
+        // The permit goes with the last of the batch; of one that was refused whole nothing is waited for.
+        if let Some(end) = self.pending.ends.back() {
+            self.pending.batches.push_back((*end, batch.arrival, permit));
         }
     }
 }
@@ -769,7 +785,7 @@ mod tests {
         ];
         for (framing, bytes, written, expected) in cases {
             let mut pending = Pending::restore(Some(framing), Some(bytes));
-            pending.advance(written, |_, _| ());
+            pending.advance(written, |_| ());
             assert_eq!(pending.state(), expected, "{framing:?}");
             pending.rewind();
             assert_eq!(&pending.bytes[pending.written..], expected.as_bytes());

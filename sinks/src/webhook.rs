@@ -436,7 +436,6 @@ mod tests {
     use std::sync::Mutex;
 
     use expect_test::expect;
-    use tocsin_pipeline::operator::Reason;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -493,7 +492,7 @@ mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         end.await.unwrap().unwrap();
-        (metrics.sent_events(), metrics.dropped_events(Reason::Refused))
+        (metrics.notification_count("delivered"), metrics.notification_count("refused"))
     }
 
     #[tokio::test]

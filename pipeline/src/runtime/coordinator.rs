@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::edge::{Level, Signal, Ticket};
 use super::start::Runner;
-use super::{Done, Failure, Report, RunError, StateReport};
+use super::{Accounts, Done, Failure, Report, RunError, Settings, StateReport};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::fault;
-use crate::sink::{Queued, SinkInput, SinkState};
+use crate::ledger::{Audit, Ledger, LinkAccount};
+use crate::sink::{Answer, Prepared, Queued, SinkInput, SinkState};
 
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,7 +39,38 @@ pub(super) struct Coordinator {
     pub is_broken: bool,
     /// What each sink said last.
     pub sink_states: Vec<Option<Bytes>>,
+    /// How many stages and relays there are: what counts and is neither a source nor a sink.
+    pub counted: usize,
+    pub books: Books,
     pub levels: Vec<Level>,
+}
+
+/// What the counts of the tasks are put together with.
+pub(super) struct Books {
+    /// What had become of records when the run began.
+    pub restored: Ledger,
+    pub links: Vec<LinkAccount>,
+    /// What sources said at the last barrier, after which they count nothing.
+    pub of_sources: Accounts,
+}
+
+impl Books {
+    /// Closes the books of an epoch: puts together what the tasks have counted, checks it, and publishes it.
+    fn close(&self, settings: &Settings, epoch: u64, others: Accounts) -> Ledger {
+        let counted = self.of_sources.iter().cloned().chain(others);
+        let ledger = self.restored.and(&self.links, counted.map(|(name, account)| (name.to_string(), account)));
+        let imbalances = ledger.imbalances();
+        let gauge = &settings.metrics.audit_imbalance;
+        if gauge.get() == 0 {
+            for found in &imbalances {
+                tracing::error!(epoch, component = found.component, "the audit does not balance: {}", found.equation);
+            }
+        }
+        gauge.set(imbalances.len() as i64);
+        let audit = Audit { epoch, taken_at: settings.clock.now().to_string(), ledger: ledger.clone() };
+        *settings.status.audit.lock().expect("no holder of this lock panics") = Some(Arc::new(audit));
+        ledger
+    }
 }
 
 impl Coordinator {
@@ -98,7 +130,7 @@ impl Coordinator {
         done: Option<Result<Result<Done, Failure>, tokio::task::JoinError>>,
     ) -> Result<Health, RunError> {
         match done {
-            None | Some(Ok(Ok(Done::Source | Done::Task))) => Ok(Health::Well),
+            None | Some(Ok(Ok(Done::Source | Done::Task | Done::Counted(_)))) => Ok(Health::Well),
             Some(Ok(Ok(Done::Sink(..)))) => {
                 // A sink whose reader has gone away (`tocsin run … | head`): the pipeline has nowhere to write.
                 runner.stop.cancel();
@@ -209,7 +241,7 @@ impl Coordinator {
         fault::point("checkpoint.barrier");
         let mut prepared = Vec::new();
         for number in 0..self.counts.2 {
-            let (sender, receiver) = oneshot::channel();
+            let (sender, receiver) = Prepared::new(runner.tills[number].clone());
             let reports = runner.reports.clone();
             let relay = runner.relays[number].clone();
             prepared.push((sender, receiver, reports, relay));
@@ -222,17 +254,21 @@ impl Coordinator {
             Arc::new(Ticket { epoch, full, prepared: Mutex::new(senders), acknowledgements: Mutex::new(Vec::new()) });
         for (number, (receiver, reports, relay)) in waiting.into_iter().enumerate() {
             let ticket = Arc::clone(&ticket);
+            let till = runner.tills[number].clone();
             runner.set.spawn(async move {
                 // A sink that is gone says nothing any more: its last state stays.
-                let state = receiver.await.unwrap_or(SinkState::Unchanged);
+                let gone = || Answer { state: SinkState::Unchanged, account: till.account() };
+                let answer = receiver.await.unwrap_or_else(|_| gone());
                 if let Some(relay) = relay {
                     let _ = relay.send(Signal::Barrier(ticket)).await;
                 }
-                let _ = reports.send(Report::Sink { number, state }).await;
+                let _ = reports.send(Report::Sink { number, answer }).await;
                 Ok(Done::Task)
             });
         }
-        let mut expected = self.counts.0 + self.counts.1 + self.counts.2;
+        let mut expected = self.counts.0 + self.counted + self.counts.2;
+        self.books.of_sources.clear();
+        let mut counted = Accounts::new();
         for barriers in &runner.barriers {
             if barriers.send(Arc::clone(&ticket)).await.is_err() {
                 return Ok(None);
@@ -259,18 +295,25 @@ impl Coordinator {
                 report = self.reports.recv() => match report {
                     None => return Ok(None),
                     Some(Report::SourceEnded) => self.ended += 1,
-                    Some(Report::Source { name, positions }) => {
+                    Some(Report::Source { name, positions, accounts }) => {
                         expected -= 1;
+                        self.books.of_sources.extend(accounts);
                         snapshot.sources.insert(name.to_string(), positions);
                     }
-                    Some(Report::Stage { operators }) => {
+                    Some(Report::Relay { accounts }) => {
                         expected -= 1;
+                        counted.extend(accounts);
+                    }
+                    Some(Report::Stage { operators, accounts }) => {
+                        expected -= 1;
+                        counted.extend(accounts);
                         for StateReport { name, version, pieces } in operators {
                             snapshot.operators.insert(name.to_string(), (version, pieces));
                         }
                     }
-                    Some(Report::Sink { number, state }) => {
+                    Some(Report::Sink { number, answer: Answer { state, account } }) => {
                         expected -= 1;
+                        counted.push((Arc::clone(&runner.sink_names[number]), account));
                         match state {
                             SinkState::Unchanged => {}
                             SinkState::State(state) => {
@@ -297,6 +340,7 @@ impl Coordinator {
                 }
             }
         }
+        snapshot.ledger = Some(self.books.close(runner.settings, epoch, counted));
         if let Some((sink, reason)) = failed {
             runner.settings.metrics.checkpoint_failures.inc();
             tracing::error!(
@@ -322,14 +366,20 @@ impl Coordinator {
         runner.barriers.clear();
         let deadline = tokio::time::sleep(runner.settings.shutdown_timeout);
         let mut deadline = std::pin::pin!(deadline);
-        let mut is_overdue = false;
+        let (mut is_overdue, mut is_whole) = (false, true);
         let mut snapshot = Snapshot::default();
-        let mut sinks = 0;
-        while sinks < self.counts.2 {
+        let (mut sinks, mut counted, mut accounts) = (0, 0, Accounts::new());
+        // A relay tells those behind it before it tells its own end here.
+        while sinks < self.counts.2 || counted < self.counted {
             tokio::select! {
                 done = runner.set.join_next() => match done {
-                    Some(Ok(Ok(Done::Sink(number, state)))) => {
+                    Some(Ok(Ok(Done::Counted(last)))) => {
+                        counted += 1;
+                        accounts.extend(last);
+                    }
+                    Some(Ok(Ok(Done::Sink(number, Answer { state, account })))) => {
                         sinks += 1;
+                        accounts.push((Arc::clone(&runner.sink_names[number]), account));
                         if let SinkState::State(state) = state {
                             snapshot.sinks.insert(runner.sink_name(number), state);
                         }
@@ -339,7 +389,10 @@ impl Coordinator {
                     }
                     None => break,
                     other => {
-                        self.joined(runner, other)?;
+                        if let Health::Broken = self.joined(runner, other)? {
+                            is_whole = false;
+                            counted += 1;
+                        }
                     }
                 },
                 () = &mut deadline, if !is_overdue => {
@@ -349,10 +402,22 @@ impl Coordinator {
                 }
             }
         }
-        if let Some(checkpoints) = &mut self.checkpoints
-            && !snapshot.sinks.is_empty()
-        {
-            let epoch = checkpoints.next_epoch();
+        let known = runner.settings.status.audit.lock().expect("no holder of this lock panics").clone();
+        let epoch = self.checkpoints.as_mut().map_or(0, Checkpoints::next_epoch);
+        if is_whole {
+            let ledger = self.books.close(runner.settings, epoch, accounts);
+            let imbalances = ledger.imbalances();
+            match imbalances.len() {
+                0 => tracing::info!("every record is accounted for: {}", ledger.summary()),
+                _ => tracing::error!(
+                    imbalances = imbalances.len(),
+                    "records are not accounted for: {}",
+                    ledger.summary()
+                ),
+            }
+            snapshot.ledger = known.is_none_or(|known| known.ledger != ledger).then_some(ledger);
+        }
+        if self.checkpoints.is_some() && (!snapshot.sinks.is_empty() || snapshot.ledger.is_some()) {
             if !self.write(runner, epoch, snapshot).await {
                 return Err(RunError::State(
                     "the last checkpoint could not be written; some output may repeat".to_owned(),

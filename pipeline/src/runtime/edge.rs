@@ -1,6 +1,7 @@
 //! The edges between tasks: channels bounded in bytes, and the inbox that brings several of them together.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prometheus::IntGauge;
@@ -8,9 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::chain::Sent;
 use crate::graph::{TaskId, WhenFull};
+use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
 use crate::operator::{Input, Reason};
-use crate::sink::{Queued, SinkInput, SinkState};
+use crate::sink::{Prepared, Queued, SinkInput};
 use crate::source::Gone;
 use crate::time::Timestamp;
 use crate::watermark::MergedWatermark;
@@ -25,7 +27,7 @@ pub struct Ticket {
     /// All state is to be handed out, not only what changed.
     pub full: bool,
     /// One for each sink, taken by whoever brings the sink its barrier.
-    pub prepared: Mutex<Vec<Option<oneshot::Sender<SinkState>>>>,
+    pub prepared: Mutex<Vec<Option<Prepared>>>,
     /// Told when the epoch is complete: clients of push sources that wait for their records to be durable.
     pub acknowledgements: Mutex<Vec<oneshot::Sender<()>>>,
 }
@@ -52,7 +54,6 @@ pub struct Envelope {
 }
 
 /// The door of a task.
-#[derive(Clone)]
 pub enum Door {
     Inbox(mpsc::Sender<Envelope>),
     /// A sink that one task feeds: without an inbox between them.
@@ -60,7 +61,6 @@ pub enum Door {
 }
 
 /// One end of an edge: what a task writes to.
-#[derive(Clone)]
 pub struct Edge {
     pub to: TaskId,
     pub door: Door,
@@ -71,6 +71,8 @@ pub struct Edge {
     pub when_full: WhenFull,
     /// Where a full edge that drops counts.
     pub metrics: ComponentMetrics,
+    /// How many records it has dropped.
+    pub overflowed: AtomicU64,
 }
 
 impl Edge {
@@ -82,6 +84,7 @@ impl Edge {
             Ok(permit) => permit,
             Err(_) if self.when_full == WhenFull::DropNewest => {
                 self.metrics.dropped(Reason::BufferFull, input.records() as u64);
+                self.overflowed.fetch_add(input.records() as u64, Ordering::Relaxed);
                 return Ok(());
             }
             Err(_) => Arc::clone(&self.budget).acquire_many_owned(wanted).await.map_err(|_| Gone)?,
@@ -138,7 +141,6 @@ pub fn sink_input(signal: Signal, sink: usize) -> Option<SinkInput> {
 }
 
 /// All edges a task writes to.
-#[derive(Clone, Default)]
 pub struct Outlets {
     pub edges: Vec<Edge>,
 }
@@ -147,6 +149,15 @@ impl Outlets {
     pub async fn send(&self, sent: Sent) -> Result<(), Gone> {
         let edge = self.edges.iter().find(|edge| edge.to == sent.to).expect("every link of a chain has its edge");
         edge.send(sent.entry, sent.input).await
+    }
+
+    /// What the edges have dropped, as accounts of the sinks behind them.
+    pub fn accounts(&self) -> impl Iterator<Item = (Arc<str>, Account)> {
+        self.edges.iter().filter_map(|edge| {
+            let overflowed = edge.overflowed.load(Ordering::Relaxed);
+            let account = Account { kind: Kind::Sink, overflowed, ..Account::default() };
+            (overflowed > 0).then(|| (edge.metrics.name().into(), account))
+        })
     }
 
     pub async fn signal(&self, signal: Signal) -> Result<(), Gone> {
@@ -254,6 +265,7 @@ mod tests {
             capacity,
             when_full: WhenFull::Block,
             metrics: crate::metrics::Metrics::new().component("to", "operator"),
+            overflowed: AtomicU64::new(0),
         });
         (edges.collect(), Inbox::new(receiver, count))
     }
@@ -325,5 +337,7 @@ mod tests {
         edges[0].send(0, data("larger than the edge")).await.unwrap();
         edges[0].send(0, data("second")).await.unwrap();
         assert_eq!(edges[0].metrics.dropped_events(Reason::BufferFull), 1);
+        let (to, account) = Outlets { edges }.accounts().next().unwrap();
+        assert_eq!((&*to, account.overflowed), ("to", 1));
     }
 }

@@ -9,21 +9,22 @@ mod wiring;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::coordinator::Coordinator;
+use self::coordinator::{Books, Coordinator};
 use self::start::Runner;
 use self::wiring::Wiring;
 use crate::checkpoint::{CheckpointError, Checkpoints, LanePosition, Restored};
 use crate::graph::{Graph, StageTask, Tasks, Work};
+use crate::ledger::{Account, Audit};
 use crate::metrics::Metrics;
-use crate::sink::SinkState;
+use crate::sink::Answer;
 use crate::source::Gone;
 use crate::store::{Lock, Storage};
 use crate::time::Clock;
@@ -53,6 +54,8 @@ pub struct Settings {
 pub struct Status {
     /// All sources and sinks are open and running.
     pub is_ready: std::sync::atomic::AtomicBool,
+    /// The ledger as of the last barrier.
+    pub audit: Mutex<Option<Arc<Audit>>>,
 }
 
 /// Why a pipeline could not start or go on.
@@ -92,11 +95,15 @@ impl From<Gone> for Failure {
 
 /// What the tasks tell the coordinator.
 pub(crate) enum Report {
-    Source { name: Arc<str>, positions: BTreeMap<String, LanePosition> },
+    Source { name: Arc<str>, positions: BTreeMap<String, LanePosition>, accounts: Accounts },
     SourceEnded,
-    Stage { operators: Vec<StateReport> },
-    Sink { number: usize, state: SinkState },
+    Stage { operators: Vec<StateReport>, accounts: Accounts },
+    Relay { accounts: Accounts },
+    Sink { number: usize, answer: Answer },
 }
+
+/// What a task has counted since it was started, by component.
+pub(crate) type Accounts = Vec<(Arc<str>, Account)>;
 
 /// What changed of an operator's state: pieces by key group.
 pub(crate) struct StateReport {
@@ -109,7 +116,9 @@ pub(crate) struct StateReport {
 enum Done {
     Task,
     Source,
-    Sink(usize, SinkState),
+    /// A stage or a relay, with its last counts.
+    Counted(Accounts),
+    Sink(usize, Answer),
 }
 
 /// Runs a graph until its sources have ended or `stop` is cancelled.
@@ -118,6 +127,7 @@ enum Done {
 /// When something cannot be opened (then nothing has been read), the state cannot be used, or a component cannot go on.
 pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
     let metrics = settings.metrics.clone();
+    let links = graph.links();
     let mut tasks = graph.into_tasks(&metrics);
     let (lock, checkpoints, mut restored) = open_state(&settings)?;
     restore_stages(&mut tasks.stages, &mut restored)?;
@@ -133,6 +143,7 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         sink_names: Vec::new(),
         barriers: Vec::new(),
         relays: Vec::new(),
+        tills: Vec::new(),
         hurry: Arc::new(Notify::new()),
         activity: Arc::new(AtomicU64::new(0)),
     };
@@ -140,7 +151,9 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
     let sinks = runner.open_sinks(sinks, &wiring, &mut restored).await?;
     let sources = runner.open_sources(sources, &wiring, &mut restored).await?;
     let counts = (sources.len(), stages.len(), sinks.len());
+    let counted = runner.relays.iter().flatten().count() + counts.1;
     let levels = runner.start(sources, stages, sinks, wiring);
+    let ledger = restored.ledger;
     settings.status.is_ready.store(true, Ordering::Relaxed);
     let coordinator = Coordinator {
         counts,
@@ -149,6 +162,8 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         ended: 0,
         is_broken: false,
         sink_states: vec![None; counts.2],
+        counted,
+        books: Books { restored: ledger, links, of_sources: Vec::new() },
         levels,
     };
     let outcome = coordinator.run(&mut runner).await;

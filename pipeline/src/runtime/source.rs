@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::edge::{Outlets, Signal, Ticket};
+use super::stage::accounts;
 use super::{Failure, Report};
 use crate::checkpoint::LanePosition;
 use crate::event::Lane;
@@ -188,7 +189,8 @@ impl SourceDriver {
             Item::Barrier(ticket) => {
                 ticket.acknowledgements.lock().expect("no holder of this lock panics").append(acknowledgements);
                 let positions = self.positions.clone();
-                let _ = self.reports.send(Report::Source { name: Arc::clone(&self.name), positions }).await;
+                let (name, accounts) = (Arc::clone(&self.name), accounts(&self.book, &self.outlets));
+                let _ = self.reports.send(Report::Source { name, positions, accounts }).await;
                 self.outlets.signal(Signal::Barrier(ticket)).await?;
             }
             Item::Ended => {

@@ -7,54 +7,83 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
-use super::{Done, Failure, Report, StateReport};
+use super::{Accounts, Done, Failure, Report, StateReport};
 use crate::chain::Passage;
 use crate::event::Batch;
 use crate::graph::{Link, StageTask, Stateless, Work};
+use crate::ledger::{Account, Kind};
 use crate::metrics::Metrics;
 use crate::operator::Input;
-use crate::sink::{Queued, SinkInput};
+use crate::sink::{Letters, Queued, SinkInput};
 use crate::source::Gone;
 use crate::tally::Book;
 use crate::time::Timestamp;
 
 /// Brings a sink's dead letters to those who take them.
 pub(super) struct Relay {
-    pub letters: mpsc::Receiver<Batch>,
+    pub sink: Arc<str>,
+    pub letters: mpsc::Receiver<Letters>,
     pub chain: Stateless,
     pub entry: Vec<Link>,
     pub outlets: Outlets,
     pub signals: mpsc::Receiver<Signal>,
+    pub reports: mpsc::Sender<Report>,
     pub book: Book,
+    /// How many letters have been handed on.
+    pub handed: u64,
 }
 
 impl Relay {
     pub async fn run(mut self) -> Result<Done, Failure> {
+        let mut barriers = 0;
+        let mut next: Option<Letters> = None;
         loop {
+            // What the sink wrote after it answered a barrier waits for that barrier.
+            if let Some(letters) = next.take_if(|letters| letters.barriers <= barriers) {
+                self.pass(letters.batch).await?;
+            }
             tokio::select! {
                 // Letters first: those written before the sink answered a barrier belong to its epoch.
                 biased;
-                Some(letters) = self.letters.recv() => {
-                    let mut passage = Passage::of(&self.chain);
-                    self.chain.run(&self.entry, letters, &mut passage);
-                    passage.settle(&mut self.book);
-                    for sent in passage.sent {
-                        self.outlets.send(sent).await?;
-                    }
-                }
+                Some(letters) = self.letters.recv(), if next.is_none() => next = Some(letters),
                 signal = self.signals.recv() => match signal {
-                    Some(signal) => {
-                        let is_end = matches!(signal, Signal::End);
-                        self.outlets.signal(signal).await?;
-                        if is_end {
-                            return Ok(Done::Task);
-                        }
+                    Some(Signal::Barrier(ticket)) => {
+                        barriers += 1;
+                        let _ = self.reports.send(Report::Relay { accounts: self.accounts() }).await;
+                        self.outlets.signal(Signal::Barrier(ticket)).await?;
                     }
-                    None => return Ok(Done::Task),
+                    Some(Signal::Watermark(watermark)) => self.outlets.signal(Signal::Watermark(watermark)).await?,
+                    Some(Signal::End) => {
+                        self.outlets.signal(Signal::End).await?;
+                        return Ok(Done::Counted(self.accounts()));
+                    }
+                    None => return Ok(Done::Counted(self.accounts())),
                 },
             }
         }
     }
+
+    async fn pass(&mut self, letters: Batch) -> Result<(), Failure> {
+        self.handed += letters.len() as u64;
+        let mut passage = Passage::of(&self.chain);
+        self.chain.run(&self.entry, letters, &mut passage);
+        passage.settle(&mut self.book);
+        for sent in passage.sent {
+            self.outlets.send(sent).await?;
+        }
+        Ok(())
+    }
+
+    fn accounts(&self) -> Accounts {
+        let handed = [("rejected".to_owned(), self.handed)].into();
+        let own = Account { kind: Kind::Sink, handed, ..Account::default() };
+        accounts(&self.book, &self.outlets).into_iter().chain([(Arc::clone(&self.sink), own)]).collect()
+    }
+}
+
+/// What a task has counted, and what its edges have.
+pub(super) fn accounts(book: &Book, outlets: &Outlets) -> Accounts {
+    book.accounts().into_iter().chain(outlets.accounts()).collect()
 }
 
 /// The task of a stage: hands what arrives to its operators, in order.
@@ -89,12 +118,13 @@ pub(super) async fn run_stage(
             }
             Arrived::Barrier(ticket) => {
                 let operators = snapshot(&mut stage, ticket.full, &metrics);
-                let _ = reports.send(Report::Stage { operators }).await;
+                let accounts = accounts(&book, &outlets);
+                let _ = reports.send(Report::Stage { operators, accounts }).await;
                 outlets.signal(Signal::Barrier(ticket)).await?;
             }
             Arrived::End => {
                 outlets.signal(Signal::End).await?;
-                return Ok(Done::Task);
+                return Ok(Done::Counted(accounts(&book, &outlets)));
             }
         }
         for sent in passage.sent.drain(..) {

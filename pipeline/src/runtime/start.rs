@@ -15,7 +15,7 @@ use super::wiring::Wiring;
 use super::{Done, Failure, Report, RunError, Settings};
 use crate::checkpoint::Restored;
 use crate::graph::{SinkTask, SourceTask, StageTask, TaskId};
-use crate::sink::{Queued, Rejected, Sink, SinkContext};
+use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, Till};
 use crate::source::{Source, SourceContext};
 use crate::tally::Book;
 use crate::time::Timestamp;
@@ -51,6 +51,8 @@ pub(super) struct Runner<'a> {
     pub barriers: Vec<mpsc::Sender<Arc<Ticket>>>,
     /// By sink: where its relay is told about barriers and the end.
     pub relays: Vec<Option<mpsc::Sender<Signal>>>,
+    /// By sink: what it has counted.
+    pub tills: Vec<Till>,
     pub hurry: Arc<Notify>,
     pub activity: Arc<AtomicU64>,
 }
@@ -69,6 +71,7 @@ impl Runner<'_> {
             let (letters_sender, letters) = mpsc::channel(64);
             let (signals_sender, signals) = mpsc::channel(4);
             let is_connected = !rejected.is_empty();
+            let till = Till::open(&metrics);
             let context = SinkContext {
                 name: Arc::clone(&name),
                 restored: restored.sinks.remove(&*name),
@@ -77,15 +80,26 @@ impl Runner<'_> {
                 storage: Arc::clone(&self.settings.storage),
                 metrics: metrics.clone(),
                 stop: self.drain.clone(),
-                input: wiring.queued(index).expect("every sink has its queue"),
-                rejected: Rejected { sender: is_connected.then_some(letters_sender), metrics, name: Arc::clone(&name) },
+                input: Inputs::new(wiring.queued(index).expect("every sink has its queue"), metrics.clone()),
+                rejected: Rejected::new(is_connected.then_some(letters_sender), Arc::clone(&name), metrics, &till),
             };
             sink.open(&context)
                 .await
                 .map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
             let outlets = wiring.outlets(TaskId::Sink(index));
             let book = Book::of_chain(&chain);
-            let relay = is_connected.then_some(Relay { letters, chain, entry: rejected, outlets, signals, book });
+            let relay = is_connected.then(|| Relay {
+                sink: Arc::clone(&name),
+                letters,
+                chain,
+                entry: rejected,
+                outlets,
+                signals,
+                reports: self.reports.clone(),
+                book,
+                handed: 0,
+            });
+            self.tills.push(till);
             self.sink_names.push(Arc::clone(&name));
             self.relays.push(is_connected.then_some(signals_sender));
             open.push(OpenSink { name, sink, context, relay });
@@ -177,9 +191,10 @@ impl Runner<'_> {
         for (index, open) in sinks.into_iter().enumerate() {
             let OpenSink { name, sink, context, relay } = open;
             self.sinks.push(wiring.queue(index));
+            let till = self.tills[index].clone();
             self.set.spawn(async move {
                 let state = sink.run(context).await.map_err(|error| Failure::of(&name, &error))?;
-                Ok(Done::Sink(index, state))
+                Ok(Done::Sink(index, Answer { state, account: till.account() }))
             });
             if let Some(inbox) = wiring.inbox(TaskId::Sink(index)) {
                 self.set.spawn(run_gate(inbox, wiring.queue(index), index));

@@ -1,6 +1,7 @@
 //! Who writes to whom, and the channels between them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -99,7 +100,16 @@ impl Wiring {
             let level = Level { budget: Arc::clone(&budget), capacity, gauge };
             self.levels.lock().expect("no holder of this lock panics").push(level);
             let metrics = self.metrics.component(&self.names[to], "sink");
-            Some(Edge { to: *to, door, from: number, budget, capacity, when_full, metrics })
+            Some(Edge {
+                to: *to,
+                door,
+                from: number,
+                budget,
+                capacity,
+                when_full,
+                metrics,
+                overflowed: AtomicU64::new(0),
+            })
         });
         Outlets { edges: edges.collect() }
     }

@@ -4,7 +4,6 @@ use std::sync::Mutex;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use expect_test::expect;
-use tocsin_pipeline::operator::Reason;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
@@ -132,7 +131,7 @@ async fn run(options: &str, folder: &Path, given: &[&str]) -> (u64, u64) {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     end.await.unwrap().unwrap();
-    (metrics.sent_events(), metrics.dropped_events(Reason::Refused))
+    (metrics.notification_count("delivered"), metrics.notification_count("refused"))
 }
 
 /// The text part of a message, its lines ended as in this file.

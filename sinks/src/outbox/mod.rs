@@ -211,9 +211,8 @@ impl Outbox {
 
     /// Puts what is to be told of a batch into the queue, and into the journal before anything of it leaves.
     async fn take<C: Courier>(&mut self, courier: &C, batch: &Batch, context: &SinkContext) {
-        context.metrics.received(batch.len(), batch.bytes());
         let now = context.clock.now();
-        let mut frames = Vec::new();
+        let (mut frames, mut accepted) = (Vec::new(), 0);
         for row in batch.rows() {
             let drafts = match courier.drafts(batch, row) {
                 Ok(drafts) => drafts,
@@ -222,32 +221,38 @@ impl Outbox {
                     continue;
                 }
             };
-            let mut is_repeat = !drafts.is_empty();
+            let (mut is_accepted, mut refused) = (false, None);
             for Draft { id, receiver, thread, payload } in drafts {
                 if payload.len() > PAYLOAD_MAX {
-                    let why = format!("{} bytes are more than a notification may have", payload.len());
-                    context.rejected.reject(batch, row, Reason::Refused, &why).await;
-                    is_repeat = false;
+                    refused = Some(format!("{} bytes are more than a notification may have", payload.len()));
                     continue;
                 }
                 let payload = Bytes::from(payload);
                 let arrival = batch.arrival;
                 let draft = Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival };
                 if self.queue.offer(draft.clone()) {
-                    is_repeat = false;
+                    is_accepted = true;
                     if self.journal.is_some() {
                         Entry::Intent(draft).append(&mut frames);
                     }
                 }
             }
-            if is_repeat {
-                context.metrics.dropped(Reason::Duplicate, 1);
+            // A record counts once, however many are told of it; how it went with each is told by the notifications.
+            match (is_accepted, refused) {
+                (true, None) => accepted += 1,
+                (true, Some(why)) => {
+                    accepted += 1;
+                    context.rejected.tell(batch, row, Reason::Refused, &why).await;
+                }
+                (false, Some(why)) => context.rejected.reject(batch, row, Reason::Refused, &why).await,
+                (false, None) => context.metrics.dropped(Reason::Duplicate, 1),
             }
         }
         self.is_changed = true;
         fault::point("outbox.intent");
         self.record(frames, context).await;
         fault::point("outbox.intended");
+        context.metrics.sent(accepted);
     }
 
     async fn answered(&mut self, id: &str, answer: Answer, context: &SinkContext) {
@@ -260,7 +265,6 @@ impl Outbox {
         match self.queue.answered(id, answer, now) {
             Outcome::Delivered(row) => {
                 context.metrics.notification("delivered");
-                context.metrics.sent(1);
                 context.metrics.latency(now.since(row.arrival).as_secs_f64());
             }
             Outcome::Retry { at } => {
@@ -274,7 +278,7 @@ impl Outbox {
                 let lane = Arc::new(Lane::of_operator(Arc::clone(&context.name), Origin::Operator));
                 let spans = vec![Span::new(0, row.payload.len())];
                 let letter = Batch::new(lane, row.payload, 0, spans, row.arrival);
-                context.rejected.reject(&letter, 0, Reason::Refused, &why).await;
+                context.rejected.tell(&letter, 0, Reason::Refused, &why).await;
             }
         }
         let mut frames = Vec::new();

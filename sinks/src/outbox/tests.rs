@@ -84,7 +84,7 @@ async fn what_was_delivered_is_not_told_again_after_a_crash() {
     let state = running.state(1).await;
     running.send(alert("a")).await;
     running.send(alert("b")).await;
-    running.until(|metrics| metrics.sent_events() == 2).await;
+    running.until(|metrics| metrics.notification_count("delivered") == 2).await;
     // The entry that follows the answer is written before the next input is taken.
     running.barrier(2).await;
     running.crash().await;
@@ -147,7 +147,7 @@ async fn what_fails_is_tried_again_before_what_follows_it_and_what_never_works_i
     }
     end.await.unwrap().unwrap();
     assert_eq!(peer.told(), ["firing", "firing", "firing", "resolved"]);
-    assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Refused)), (1, 1));
+    assert_eq!((metrics.notification_count("delivered"), metrics.notification_count("refused")), (1, 1));
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn a_journal_that_grows_is_written_anew_and_forgets_nothing() {
     for number in 0..count {
         running.send(records(&[&format!(r#"{{"id":"{number}"}}"#)])).await;
     }
-    running.until(|metrics| metrics.sent_events() == count).await;
+    running.until(|metrics| metrics.notification_count("delivered") == count).await;
     running.barrier(1).await;
     let length = || std::fs::metadata(folder.path().join("outbox.log")).unwrap().len();
     let before = length();
