@@ -198,6 +198,26 @@ async fn a_new_file_begins_when_one_is_full_and_old_ones_go() {
 }
 
 #[tokio::test]
+async fn what_should_have_been_deleted_before_a_crash_is_deleted_after_it() {
+    let (out, data) = folders();
+    let make = || sink::<Config>(r#"{"path": "out.log", "rotate": {"size": "10", "keep": 1}}"#, out.path());
+    let running = Running::start(make(), None, Some(data.path().to_owned())).await.unwrap();
+    running.send(lines("1111\n2222\n3333\n4444\n")).await;
+    running.send(lines("5555\n")).await;
+    let state = running.state(1).await;
+    // The daemon dies before the sink hears that the checkpoint is complete.
+    running.crash().await;
+    let running = Running::start(make(), Some(state), Some(data.path().to_owned())).await.unwrap();
+    running.send(lines("6666\n")).await;
+    running.state(2).await;
+    running.commit(2).await;
+    running.barrier(3).await;
+    let names: Vec<_> = files(out.path()).into_keys().collect();
+    assert_eq!(names, ["out.log.2", "out.log.3"]);
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_new_file_begins_with_each_stretch_of_event_time() {
     let (out, _) = folders();
     let made = sink::<Config>(r#"{"path": "out.log", "rotate": {"every": "2s"}}"#, out.path());

@@ -357,16 +357,20 @@ impl Writer {
         path: &str,
         period: Option<i64>,
     ) -> io::Result<(u64, Option<i64>, Option<(super::path::Identity, u64)>)> {
-        if let Some(file) = self.restored.get(path) {
-            let (sequence, period) = (file.sequence, file.period);
+        let restored = self.restored.get(path).map(|file| (file.sequence, file.period));
+        let Some(rotation) = self.settings.rotation else {
+            let (sequence, period) = restored.unwrap_or((0, None));
             return Ok((sequence, period, self.folder.look(&ledger::name(path, sequence))?));
-        }
-        let Some(rotation) = self.settings.rotation else { return Ok((0, None, self.folder.look(path)?)) };
+        };
         let sequences = self.folder.sequences(path)?;
-        let last = sequences.last().copied().unwrap_or(0);
+        let last = restored.map_or(sequences.last().copied().unwrap_or(0), |(sequence, _)| sequence);
         if let Some(keep) = rotation.keep {
+            // Also those whose turn came before a crash: nobody else remembers them.
             let old = sequences.iter().filter(|sequence| last.saturating_sub(**sequence) > keep);
             self.outdated.extend(old.map(|sequence| (self.epoch, ledger::name(path, *sequence))));
+        }
+        if let Some((sequence, period)) = restored {
+            return Ok((sequence, period, self.folder.look(&ledger::name(path, sequence))?));
         }
         // Which stretch of time a file found holds is not known, so none is continued.
         if last > 0 && rotation.every.is_none() {
