@@ -1,7 +1,12 @@
 //! What the tests of the whole program share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "tests of the whole program live in real time")]
 
-use std::process::{Child, Command, Stdio};
+pub mod campaign;
+pub mod random;
+pub mod receiver;
+
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// The program with arguments; its log says only what stopped something.
@@ -61,11 +66,19 @@ impl Daemon {
     }
 
     /// SIGTERM, and how it ended.
-    pub fn terminate(mut self) -> std::process::ExitStatus {
-        let mut child = self.0.take().unwrap();
-        let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.0.take().unwrap().wait().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.id().to_string()]).status().unwrap();
         assert!(status.success());
-        child.wait().unwrap()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.as_mut().unwrap().try_wait().unwrap()
     }
 }
 

@@ -1,0 +1,42 @@
+//! Campaigns: the real binary killed, starved and lied to, and everything it should have written counted afterwards.
+//!
+//! See `docs/testing.md` for what each does, its sizes and how to repeat a run.
+#![allow(clippy::disallowed_methods, reason = "campaigns live in real time")]
+
+use std::collections::BTreeMap;
+
+mod kill;
+mod points;
+mod scene;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[test]
+fn output_after_any_number_of_kills_is_that_of_an_undisturbed_run() {
+    kill::KILL.run();
+}
+
+#[test]
+fn a_daemon_with_much_state_reads_again_after_it_was_killed() {
+    kill::RECOVERY.run();
+}
+
+#[test]
+fn killed_at_every_point_it_loses_and_repeats_nothing() {
+    points::POINTS_CAMPAIGN.run();
+}
+
+/// The last result of each campaign, for people.
+#[test]
+fn the_results_are_a_table() {
+    let latest: BTreeMap<String, serde_json::Value> = support::campaign::results()
+        .into_iter()
+        .map(|line| (line["campaign"].as_str().unwrap_or_default().to_owned(), line))
+        .collect();
+    println!("{:<12} {:>8} {:>6} {:>11} {:>8} {:>12}  ", "campaign", "runs", "lost", "duplicated", "seconds", "seed");
+    for (campaign, line) in latest {
+        let [runs, lost, duplicated, seconds, seed] =
+            ["runs", "lost", "duplicated", "seconds", "seed"].map(|name| line[name].to_string());
+        println!("{campaign:<12} {runs:>8} {lost:>6} {duplicated:>11} {seconds:>8} {seed:>12}");
+    }
+}

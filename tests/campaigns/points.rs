@@ -1,0 +1,283 @@
+//! SIGKILL at every named point: the daemon is killed where something is about to become true or just has, and started again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::ensure;
+use tocsin_pipeline::fault::POINTS;
+
+use crate::scene::{Keeper, Scene, Writer, alerts, both, judge_alerts, numbers, records, windows};
+use crate::support::campaign::{Campaign, Order, Outcome};
+use crate::support::receiver::{Lines, Receiver};
+
+/// Each point so many times, at a later visit each time.
+pub const POINTS_CAMPAIGN: Campaign =
+    Campaign { name: "points", variable: "TOCSIN_POINTS", sizes: (1, 20), body: every_point };
+
+/// Everything that has points, in one pipeline.
+const PIPELINE: &str = r#"
+[sources.log]
+type = "file"
+paths = ["${IN}/app.log*"]
+codec = "json"
+timestamp = { field = ".ts" }
+idle_timeout = "1h"
+rotate_wait = "50ms"
+poll_interval = "20ms"
+
+[operators.kept]
+type = "filter"
+inputs = ["log"]
+condition = '.level != "DEBUG" && !exists(.large)'
+
+[operators.large]
+type = "filter"
+inputs = ["log"]
+condition = 'exists(.large)'
+
+[operators.by_second]
+type = "window"
+inputs = ["kept"]
+tumbling = "1s"
+aggregates = { count = "count()", sum = "sum(.seq)" }
+
+[operators.failed]
+type = "alert"
+inputs = ["kept"]
+condition = '.level == "ERROR"'
+group_by = [".job"]
+resolve_after = "1s"
+
+[sinks.kept_out]
+type = "file"
+inputs = ["kept"]
+path = "${OUT}/kept.ndjson"
+
+[sinks.parts_out]
+type = "file"
+inputs = ["kept"]
+path = "${OUT}/parts.ndjson"
+rotate = { size = "4KiB", keep = 1 }
+
+[sinks.packed_out]
+type = "file"
+inputs = ["kept"]
+path = "${OUT}/kept.ndjson.gz"
+compression = "gzip"
+
+[sinks.windows_out]
+type = "file"
+inputs = ["by_second"]
+path = "${OUT}/windows.ndjson"
+
+[sinks.alerts_out]
+type = "file"
+inputs = ["failed"]
+path = "${OUT}/alerts.ndjson"
+
+[sinks.alerts_told]
+type = "webhook"
+inputs = ["failed"]
+url = "http://127.0.0.1:${PORT}/alerts"
+allow_private = true
+retry = { initial = "10ms", max = "50ms" }
+
+[sinks.large_told]
+type = "webhook"
+inputs = ["large"]
+url = "http://127.0.0.1:${PORT}/large"
+allow_private = true
+retry = { initial = "10ms", max = "50ms" }
+
+[sinks.kept_posted]
+type = "http"
+inputs = ["kept"]
+url = "http://127.0.0.1:${PORT}/kept"
+encoding = "ndjson"
+batch = { timeout = "10ms" }
+
+[sinks.kept_sent]
+type = "socket"
+mode = "tcp"
+inputs = ["kept"]
+address = "127.0.0.1:${LINES}"
+retry = { initial = "10ms", max = "50ms" }
+"#;
+
+/// How many large records there are: their notifications make the outbox's journal long enough to be written anew.
+const LARGE: u64 = 20;
+
+fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let list = tempfile::NamedTempFile::new()?;
+    story(order, None, Some(list.path()), outcome)?;
+    let hit: BTreeSet<String> = fs::read_to_string(list.path())?.lines().map(str::to_owned).collect();
+    println!("{} of {} points are come to: {hit:?}", hit.len(), POINTS.len());
+    let missed: Vec<_> = POINTS.iter().filter(|point| !hit.contains(**point)).collect();
+    ensure!(missed.is_empty(), "no story comes to {missed:?}");
+    let mut random = order.random();
+    let mut deaths: BTreeMap<&str, u64> = BTreeMap::new();
+    // To look into one.
+    let wanted = std::env::var("TOCSIN_POINT").ok();
+    let points = || POINTS.iter().filter(|point| wanted.as_deref().is_none_or(|wanted| wanted == **point));
+    for round in 0..order.size {
+        for point in points() {
+            // The first visit is one that there is; later ones may not be.
+            let visit = if round == 0 { 1 } else { random.between(2, 2 + 2 * round) };
+            let died = story(order, Some((point, visit)), None, outcome)?;
+            *deaths.entry(point).or_default() += died;
+            outcome.runs += 1;
+            if !outcome.is_clean() {
+                outcome.violations.push(format!("killed at {point}, visit {visit}"));
+                return Ok(());
+            }
+        }
+    }
+    println!("killed at: {deaths:?}");
+    let survived: Vec<_> = deaths.iter().filter(|(_, count)| **count == 0).map(|(point, _)| point).collect();
+    ensure!(survived.is_empty(), "nothing was killed at {survived:?}");
+    outcome.note("points", POINTS.len());
+    outcome.note("kills", deaths.values().sum::<u64>());
+    Ok(())
+}
+
+/// A log that grows, is rotated, copied and truncated, and a daemon that is killed from outside, stopped and started again.
+/// Gives how often it died at its point.
+pub fn story(
+    order: &Order,
+    fault: Option<(&'static str, u64)>,
+    list: Option<&std::path::Path>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<u64> {
+    let (receiver, lines) = (Receiver::start(order.seed), Lines::start());
+    let variables = vec![("PORT", receiver.port().to_string()), ("LINES", lines.port().to_string())];
+    let scene = Scene::new(order, PIPELINE, variables);
+    let mut keeper = Keeper::new(&scene);
+    if let Some((point, visit)) = fault {
+        keeper = keeper.with_fault(point, visit);
+    }
+    if let Some(list) = list {
+        keeper = keeper.listing(list.to_owned());
+    }
+    let mut writer = Writer::default();
+    let is_written = |writer: &Writer| {
+        let count = writer.kept().len() as u64;
+        let scene = &scene;
+        move || scene.count("kept.ndjson") == count
+    };
+    // What is written without a checkpoint after the first is taken back after a kill.
+    writer.append(&scene.log(), 120);
+    keeper.start(&["--set", "daemon.checkpoint_interval=10s"]);
+    keeper.wait("the first records", is_written(&writer))?;
+    keeper.kill();
+    let often = ["--set", "daemon.checkpoint_interval=20ms"];
+    let before = scene.newest_checkpoint();
+    keeper.start(&often);
+    keeper.wait("them again", || scene.newest_checkpoint() > before)?;
+    // Renamed while it is read.
+    writer.append(&scene.log(), 80);
+    fs::rename(scene.log(), scene.input().join("app.log.2"))?;
+    writer.append(&scene.log(), 100);
+    keeper.wait("what was written before and after a rename", is_written(&writer))?;
+    // Copied and truncated, when a checkpoint knows something of it: a file that was truncated between two checkpoints, and
+    // of which the first holds nothing, is taken for one file, and records that are no alerts are named by their file.
+    let before = scene.newest_checkpoint();
+    writer.append(&scene.log(), 10);
+    keeper.wait("a checkpoint of it", || is_written(&writer)() && scene.newest_checkpoint() > before + 1)?;
+    fs::copy(scene.log(), scene.input().join("app.log.1"))?;
+    fs::OpenOptions::new().write(true).open(scene.log())?.set_len(0)?;
+    writer.append(&scene.log(), 90);
+    keeper.wait("what was written before and after a truncation", is_written(&writer))?;
+    let large: String = (0..LARGE).map(|number| large(number, writer.next)).collect();
+    append(&scene.log(), &large)?;
+    keeper.wait("the large ones", || receiver.accepted("/large").len() as u64 >= LARGE)?;
+    // Some checkpoints later the journal has been written anew, and old files are deleted.
+    let before = scene.newest_checkpoint();
+    for _ in 0..5 {
+        let newest = scene.newest_checkpoint();
+        writer.append(&scene.log(), 25);
+        keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest)?;
+    }
+    ensure!(scene.newest_checkpoint() > before, "checkpoints are taken");
+    keeper.wait("what came meanwhile", is_written(&writer))?;
+    keeper.terminate()?;
+    writer.append(&scene.log(), 55);
+    keeper.start(&often);
+    keeper.wait("what was written while it was stopped", is_written(&writer))?;
+    keeper.terminate()?;
+    keeper.finish()?;
+    judge(&scene, &writer, &receiver, &lines, outcome);
+    scene.audit(outcome);
+    if !outcome.is_clean() {
+        println!("what the daemons said last:\n{}", scene.told());
+    }
+    Ok(keeper.deaths)
+}
+
+fn large(number: u64, seq: u64) -> String {
+    // At a time that has come already, so that it changes no window.
+    let line = Writer { padding: 60_000, ..Writer::default() }.line(seq - 1);
+    line.replacen(&format!("\"seq\":{}", seq - 1), &format!("\"large\":{number}"), 1)
+}
+
+fn append(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    std::io::Write::write_all(&mut fs::OpenOptions::new().append(true).open(path)?, text.as_bytes())
+}
+
+fn judge(scene: &Scene, writer: &Writer, receiver: &Receiver, lines: &Lines, outcome: &mut Outcome) {
+    let kept = writer.kept();
+    let read = scene.records("kept.ndjson", outcome);
+    outcome.compare("kept.ndjson", kept.clone(), numbers(&read));
+    let packed = fs::read(scene.out().join("kept.ndjson.gz")).unwrap_or_default();
+    let mut text = String::new();
+    match std::io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(&packed[..]), &mut text) {
+        Ok(_) => {
+            let unpacked = records(&text, "kept.ndjson.gz", outcome);
+            outcome.compare("kept.ndjson.gz", kept.clone(), numbers(&unpacked));
+        }
+        Err(error) => outcome.violations.push(format!("kept.ndjson.gz: {error}")),
+    }
+    let found = scene.records("windows.ndjson", outcome);
+    outcome.compare("windows.ndjson", writer.windows(), windows(&found));
+    let found = scene.records("alerts.ndjson", outcome);
+    outcome.compare("alerts.ndjson", both(&writer.failed()), alerts(&found));
+    judge_parts(scene, &kept, outcome);
+    // To receivers: everything at least once, alerts under one identity each.
+    let repeats = judge_alerts(&receiver.accepted("/alerts"), &both(&writer.failed()), outcome);
+    if repeats > 8 {
+        outcome.violations.push(format!("{repeats} alerts were told again after one kill"));
+    }
+    let large: BTreeSet<(String, Option<u64>)> = receiver
+        .accepted("/large")
+        .into_iter()
+        .map(|request| {
+            (request.id, serde_json::from_slice::<serde_json::Value>(&request.body).unwrap()["large"].as_u64())
+        })
+        .collect();
+    outcome.compare("large ones by identity", (0..LARGE).map(Some), large.into_iter().map(|(_, number)| number));
+    let posted: String =
+        receiver.accepted("/kept").iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
+    let posted: BTreeSet<u64> = numbers(&records(&posted, "/kept", outcome)).into_iter().collect();
+    outcome.compare("posted", kept.clone(), posted);
+    let sent: String = lines.all().iter().map(|line| format!("{line}\n")).collect();
+    let sent: BTreeSet<u64> = numbers(&records(&sent, "lines", outcome)).into_iter().collect();
+    outcome.compare("sent", kept, sent);
+}
+
+/// Of the rotated files the last two are there: whole, in order, and up to the last record.
+fn judge_parts(scene: &Scene, kept: &[u64], outcome: &mut Outcome) {
+    let mut parts: Vec<(u64, String)> = fs::read_dir(scene.out())
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter_map(|name| Some((name.strip_prefix("parts.ndjson.")?.parse().ok()?, name)))
+        .collect();
+    parts.sort();
+    let mut found = Vec::new();
+    for (_, name) in &parts {
+        found.extend(numbers(&scene.records(name, outcome)));
+    }
+    let tail = &kept[kept.len().saturating_sub(found.len())..];
+    outcome.compare("parts.ndjson", tail.iter().copied(), found.iter().copied());
+    if !found.is_sorted() || parts.len() > 4 {
+        outcome.violations.push(format!("parts.ndjson: {} files, sorted: {}", parts.len(), found.is_sorted()));
+    }
+}
