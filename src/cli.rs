@@ -25,6 +25,10 @@ pub enum Command {
     Test(ConfigurationArguments),
     /// Tell how a configuration is run: what is fused, pre-filtered, decoded, and what is guaranteed.
     Explain(ConfigurationArguments),
+    /// Tell what becomes of state if the configuration is changed: kept, migrated, lost, new.
+    ///
+    /// Exit status 0, or 1 where `--no-state-loss` is given and something would be lost.
+    Plan(PlanArguments),
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -68,6 +72,9 @@ pub struct RunArguments {
     /// Where state is kept; instead of `daemon.data_dir`.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Do not start if state would be lost because the configuration has changed: see `tocsin plan`.
+    #[arg(long)]
+    pub no_state_loss: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -75,6 +82,25 @@ pub struct CheckArguments {
     #[command(flatten)]
     pub configuration: ConfigurationArguments,
     /// How problems are told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct PlanArguments {
+    /// The configuration as it is and as it is to be, each a file or a folder; with `--data-dir` the latter alone.
+    #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
+    pub configurations: Vec<PathBuf>,
+    /// Go by the state in this data directory instead of an old configuration. It may be that of a running daemon.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Override an option, of both configurations.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Exit with 1 if state would be lost.
+    #[arg(long)]
+    pub no_state_loss: bool,
+    /// How it is told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
 }

@@ -9,24 +9,26 @@ use tocsin_config::{Plan, Report, SystemEnvironment};
 use tocsin_pipeline::metrics::Metrics;
 
 use crate::catalog::CATALOG;
-use crate::cli::{Arguments, CheckArguments, Command, ConfigurationArguments, ReportFormat};
-use crate::{drawing, run, starter, testing};
+use crate::cli::{Arguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments};
+use crate::{drawing, plan, run, starter, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(arguments) => {
-            let Some(plan) = plan(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
-            run::run(plan, run::Options { once: arguments.once, data_dir: arguments.data_dir })
+            let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
+            let RunArguments { once, data_dir, no_state_loss, .. } = arguments;
+            run::run(plan, run::Options { once, data_dir, no_state_loss })
         }
         Command::Check(arguments) => check(&arguments),
         Command::Test(configuration) => test(&configuration),
         Command::Explain(configuration) => {
-            let Some(plan) = plan(&configuration) else { return Ok(ExitCode::from(1)) };
+            let Some(plan) = checked(&configuration) else { return Ok(ExitCode::from(1)) };
             print(&explain(&plan))
         }
+        Command::Plan(arguments) => plan::plan(&arguments),
         Command::Graph(arguments) => {
-            let Some(plan) = plan(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
+            let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))
         }
         Command::Schema => {
@@ -57,7 +59,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes to stdout; a reader that has gone away (`| head`) is no problem.
-fn print(text: &str) -> anyhow::Result<ExitCode> {
+pub fn print(text: &str) -> anyhow::Result<ExitCode> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
@@ -72,7 +74,7 @@ fn read(configuration: &ConfigurationArguments) -> Result<Plan, Report> {
 }
 
 /// The plan, or its problems on stderr.
-fn plan(configuration: &ConfigurationArguments) -> Option<Plan> {
+pub fn checked(configuration: &ConfigurationArguments) -> Option<Plan> {
     match read(configuration) {
         Ok(plan) => Some(plan),
         Err(report) => {
@@ -104,7 +106,7 @@ fn check(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn test(configuration: &ConfigurationArguments) -> anyhow::Result<ExitCode> {
-    let Some(plan) = plan(configuration) else { return Ok(ExitCode::from(1)) };
+    let Some(plan) = checked(configuration) else { return Ok(ExitCode::from(1)) };
     if plan.tests.is_empty() {
         bail!("the configuration has no [[tests]]; see: tocsin help tests");
     }

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod drawing;
 mod logging;
+mod plan;
 mod progress;
 mod run;
 mod starter;

@@ -18,12 +18,15 @@ use tokio_stream::wrappers::SignalStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::catalog::CATALOG;
 use crate::progress;
 
 /// How the daemon is run beside what the configuration says.
 pub struct Options {
     pub once: bool,
     pub data_dir: Option<PathBuf>,
+    /// State that would be lost is a reason not to start.
+    pub no_state_loss: bool,
 }
 
 /// Runs the plan to its end.
@@ -72,6 +75,8 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
         threads,
         memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
         once: options.once,
+        no_state_loss: options.no_state_loss,
+        undelivered: |sink, state| CATALOG.undelivered(sink, state),
         clock: Arc::clone(&clock),
         storage: Arc::new(Disk),
         metrics,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 use tocsin_config::build::build;
 use tocsin_config::plan::{ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, Test};
 use tocsin_pipeline::event::Batch;
+use tocsin_pipeline::evolution::Meaning;
 use tocsin_pipeline::graph::{Graph, SinkNode, Target, WhenFull};
 use tocsin_pipeline::json::write_value;
 use tocsin_pipeline::simulation::Simulation;
@@ -94,6 +95,7 @@ impl Captures {
                 let sink = graph.sinks.len();
                 graph.sinks.push(SinkNode {
                     name: "test".into(),
+                    meaning: Meaning::of("test"),
                     sink: Box::new(Discard),
                     needs_time: true,
                     buffer_bytes: 1,

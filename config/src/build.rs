@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tocsin_pipeline::codec::PathTable;
+use tocsin_pipeline::evolution::Meaning;
 use tocsin_pipeline::graph::{Graph, IntakeOptions, OperatorNode, SinkNode, SourceNode, Target};
 use tocsin_pipeline::timestamp::TimestampOptions;
 
@@ -19,6 +20,7 @@ pub fn build(plan: &Plan) -> Graph {
         let built = source.options.build(&mut context(plan, component, &mut paths, &source.folder));
         SourceNode {
             name: Arc::clone(&source.name),
+            meaning: Meaning::of(source.type_name),
             source: built,
             intake: intake(source, &mut paths),
             outputs: targets(plan, Outlet { component, port: 0 }),
@@ -31,6 +33,7 @@ pub fn build(plan: &Plan) -> Graph {
         let ports = operator.options.ports();
         OperatorNode {
             name: Arc::clone(&operator.name),
+            meaning: Meaning { kind: operator.type_name, shape: operator.shape.clone() },
             built: operator.options.build(&mut context(plan, component, &mut paths, &operator.folder)),
             needs_time: operator.options.needs_time(),
             outputs: (0..=ports.len()).map(|port| targets(plan, Outlet { component, port })).collect(),
@@ -42,6 +45,7 @@ pub fn build(plan: &Plan) -> Graph {
         let component = ComponentId::Sink(at);
         SinkNode {
             name: Arc::clone(&sink.name),
+            meaning: Meaning { kind: sink.type_name, shape: sink.options.state_shape() },
             sink: sink.options.build(&mut context(plan, component, &mut paths, &sink.folder)),
             needs_time: sink.options.needs_time(),
             buffer_bytes: usize::try_from(sink.buffer.max.0).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize),

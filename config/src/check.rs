@@ -78,7 +78,7 @@ struct Component<'a> {
 /// Components as far as they could be read; the order is that of the vertices of the graph.
 enum Draft {
     Source(Option<Box<DraftSource>>),
-    Operator(Option<(&'static str, Box<dyn AnyOperator>)>),
+    Operator(Option<(&'static str, Box<dyn AnyOperator>, serde_json::Value)>),
     Sink(Option<(&'static str, Box<dyn AnySink>, SinkOptions)>),
 }
 
@@ -413,9 +413,9 @@ impl<'a> Checker<'a> {
                     });
                 }
                 Draft::Operator(draft) => {
-                    let (type_name, options) = draft.expect("there are no problems, so it was read");
+                    let (type_name, options, shape) = draft.expect("there are no problems, so it was read");
                     let inputs = vertex.inputs.names.len();
-                    plan.operators.push(PlannedOperator { name, type_name, options, inputs, place, folder });
+                    plan.operators.push(PlannedOperator { name, type_name, options, shape, inputs, place, folder });
                 }
                 Draft::Sink(draft) => {
                     let (type_name, options, common) = draft.expect("there are no problems, so it was read");
@@ -457,7 +457,10 @@ impl<'a> Checker<'a> {
                 let types = self.catalog.operators;
                 let options = self.typed(&key, &mut node, kind, types, &["inputs"], |options| options.problems());
                 vertex.ports = options.as_ref().map(|(_, options)| options.ports());
-                Draft::Operator(options)
+                Draft::Operator(options.map(|(name, options)| {
+                    let shape = options.state_shape(node.to_json());
+                    (name, options, shape)
+                }))
             }
             Kind::Sink => {
                 vertex.ports = rejected();

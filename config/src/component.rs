@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 use tocsin_pipeline::codec::{Codec, PathTable};
 use tocsin_pipeline::operator::{Built, Ports};
 use tocsin_pipeline::sink::Sink;
@@ -97,6 +98,13 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         false
     }
 
+    /// The options that give its state its meaning: where they change, the state in a checkpoint is of no use any more and is
+    /// given up. `written` is all its options as they are written, which is what an operator goes by that does not know better. Those that
+    /// do leave out what state does not depend on (bounds, texts), and write the same in one way only.
+    fn state_shape(&self, written: Json) -> Json {
+        written
+    }
+
     /// Pure. Only called when there are no problems.
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -118,6 +126,17 @@ pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// What becomes of output after a crash, for `explain`: `exactly once`, `at least once, with one identity`, ….
     fn guarantee(&self) -> &'static str;
 
+    /// How many records a state holds that are still to be delivered: what is lost if nobody goes on from it.
+    fn undelivered(_state: &[u8]) -> u64 {
+        0
+    }
+
+    /// The options that give its state its meaning, as for operators. Most sinks keep what is still to be delivered, which
+    /// means the same whatever the options are.
+    fn state_shape(&self) -> Json {
+        Json::Null
+    }
+
     /// No I/O, no task.
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
@@ -138,6 +157,8 @@ pub struct Type<C: ?Sized + 'static> {
     pub name: &'static str,
     /// The JSON Schema of its options; the description at its root is the reference page.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Of sinks: how many records a state of theirs holds that are still to be delivered.
+    pub undelivered: fn(&[u8]) -> u64,
     /// Reads its options from a TOML table whose strings are substituted already.
     pub(crate) parse: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<C>, toml::de::Error>,
 }
@@ -173,6 +194,7 @@ pub trait AnyOperator: Send + Sync {
     fn problems(&self) -> Vec<Problem>;
     fn ports(&self) -> Ports;
     fn needs_time(&self) -> bool;
+    fn state_shape(&self, written: Json) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
 
@@ -189,6 +211,10 @@ impl<C: OperatorConfig> AnyOperator for C {
         OperatorConfig::needs_time(self)
     }
 
+    fn state_shape(&self, written: Json) -> Json {
+        OperatorConfig::state_shape(self, written)
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
         OperatorConfig::build(self, context)
     }
@@ -199,6 +225,7 @@ pub trait AnySink: Send + Sync {
     fn problems(&self) -> Vec<Problem>;
     fn needs_time(&self) -> bool;
     fn guarantee(&self) -> &'static str;
+    fn state_shape(&self) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
 
@@ -213,6 +240,10 @@ impl<C: SinkConfig> AnySink for C {
 
     fn guarantee(&self) -> &'static str {
         SinkConfig::guarantee(self)
+    }
+
+    fn state_shape(&self) -> Json {
+        SinkConfig::state_shape(self)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
@@ -246,6 +277,7 @@ impl SourceType {
         Self {
             name: C::NAME,
             schema: C::json_schema,
+            undelivered: |_| 0,
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -256,6 +288,7 @@ impl OperatorType {
         Self {
             name: C::NAME,
             schema: C::json_schema,
+            undelivered: |_| 0,
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -266,6 +299,7 @@ impl SinkType {
         Self {
             name: C::NAME,
             schema: C::json_schema,
+            undelivered: C::undelivered,
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -276,6 +310,7 @@ impl CodecType {
         Self {
             name: C::NAME,
             schema: C::json_schema,
+            undelivered: |_| 0,
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -288,4 +323,13 @@ pub struct Catalog {
     pub codecs: &'static [CodecType],
     pub operators: &'static [OperatorType],
     pub sinks: &'static [SinkType],
+}
+
+impl Catalog {
+    /// How many records the state of a sink of this type holds that are still to be delivered; `None` where the type is not
+    /// known.
+    pub fn undelivered(&self, sink: &str, state: &[u8]) -> Option<u64> {
+        let kind = self.sinks.iter().find(|kind| kind.name == sink)?;
+        Some((kind.undelivered)(state))
+    }
 }

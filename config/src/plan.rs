@@ -95,6 +95,8 @@ pub struct PlannedOperator {
     /// The word behind `type`.
     pub type_name: &'static str,
     pub options: Box<dyn AnyOperator>,
+    /// What of its options gives its state its meaning, see [`OperatorConfig::state_shape`](crate::component::OperatorConfig).
+    pub shape: Json,
     /// How many entries its `inputs` has: edges to it are numbered below.
     pub inputs: usize,
     pub place: Place,

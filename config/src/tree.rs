@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, ValueDeserializer};
 
@@ -186,6 +187,24 @@ impl<'a> Node<'a> {
         Spanned::new(self.place.clone(), value)
     }
 
+    /// The value as JSON: what is written, wherever it is written and in whatever order.
+    pub(crate) fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Text { text, .. } => Json::String(text.clone()),
+            Value::Scalar(DeValue::Boolean(value)) => Json::Bool(*value),
+            // Whole numbers are the same in whichever base they are written; the rest by its digits.
+            Value::Scalar(DeValue::Integer(number)) => i64::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| Json::from(number.as_str()), Json::from),
+            Value::Scalar(DeValue::Float(number)) => {
+                number.as_str().parse::<f64>().map_or_else(|_| Json::from(number.as_str()), Json::from)
+            }
+            Value::Scalar(DeValue::Datetime(time)) => Json::String(time.to_string()),
+            Value::Scalar(DeValue::String(_) | DeValue::Array(_) | DeValue::Table(_)) => Json::Null,
+            Value::List(values) => values.iter().map(Self::to_json).collect(),
+            Value::Table(table) => table.iter().map(|(key, value)| (key.name.clone(), value.to_json())).collect(),
+        }
+    }
+
     pub(crate) fn deserializer(&self) -> ValueDeserializer<'a> {
         ValueDeserializer::from(self.to_toml())
     }
@@ -201,4 +220,23 @@ pub(crate) fn table_from_toml<'a>(table: DeTable<'a>, base: usize) -> Table<'a> 
         .collect();
     entries.sort_by_key(|(key, _)| key.place.start);
     entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> Json {
+        let table = DeTable::parse(text).unwrap().into_inner();
+        Node { place: 0..0, value: Value::Table(table_from_toml(table, 0)) }.to_json()
+    }
+
+    #[test]
+    fn the_same_values_are_the_same_json_however_they_are_written() {
+        let one = json("a = 255\nb = [1.5, true]\n[c]\nd = \"x\"\ne = 2026-11-20");
+        let other = json("c = { e = 2026-11-20, d = 'x' }\nb = [ 15e-1,\ntrue ]\na = 0xff");
+        assert_eq!(one, other);
+        assert_eq!(one.to_string(), r#"{"a":255,"b":[1.5,true],"c":{"d":"x","e":"2026-11-20"}}"#);
+        assert_ne!(json("a = 1"), json("a = \"1\""));
+    }
 }

@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::Projection;
@@ -22,6 +23,8 @@ use crate::key::{self, Damaged, Reader};
 ///
 /// **State:** one timestamp per key, forgotten once the watermark is `within` past it. At most
 /// `max_keys`: beyond that the oldest key is forgotten early, and a repeat of it passes.
+///
+/// **When options change:** the keys are kept as long as `key` is the same; another `within` counts from when each passed.
 ///
 /// **Late records:** compared like any other while their key is remembered; afterwards they pass.
 ///
@@ -83,6 +86,11 @@ pub(crate) fn compile_key(key: &[String], context: &mut BuildContext<'_>) -> Vec
         .collect()
 }
 
+/// Expressions as parts of a shape: the same expression in other spaces around it is the same.
+pub(crate) fn trimmed(expressions: &[String]) -> Vec<&str> {
+    expressions.iter().map(|source| source.trim()).collect()
+}
+
 pub(crate) fn reads_of(key: &[Expression]) -> Projection {
     key.iter().fold(Projection::default(), |reads, expression| reads.union(&expression.reads()))
 }
@@ -109,6 +117,11 @@ impl OperatorConfig for Config {
 
     fn needs_time(&self) -> bool {
         true
+    }
+
+    /// What is remembered is when each key passed: how long that matters may change.
+    fn state_shape(&self, _: Json) -> Json {
+        json!({ "key": trimmed(&self.key) })
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

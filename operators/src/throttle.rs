@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::Projection;
@@ -15,7 +16,7 @@ use tocsin_pipeline::expression::Expression;
 use tocsin_pipeline::operator::{Built, Input, KEY_GROUPS, Operator, Output, Ports, Reason, StateError, key_group};
 use tocsin_pipeline::time::{Timestamp, nanos};
 
-use crate::dedupe::{compile_key, key_problems, one_kibibyte, one_million, reads_of};
+use crate::dedupe::{compile_key, key_problems, one_kibibyte, one_million, reads_of, trimmed};
 use crate::key::{self, Damaged, Reader, write_number};
 
 /// Lets at most `events` records of a `key` pass in each stretch of event time of the length `per`; the others go to
@@ -26,6 +27,8 @@ use crate::key::{self, Damaged, Reader, write_number};
 ///
 /// **State:** one count per key and stretch, forgotten once the watermark is past its end. At most `max_keys`: beyond that
 /// the oldest is forgotten early, and counts from nothing if it comes again.
+///
+/// **When options change:** the counts are kept as long as `key` and `per` are the same; another `events` holds at once.
 ///
 /// **Late records:** count for the stretch that the watermark of their own lane is in.
 ///
@@ -90,6 +93,11 @@ impl OperatorConfig for Config {
 
     fn needs_time(&self) -> bool {
         true
+    }
+
+    /// What is remembered is how many passed in each stretch: how many may can change.
+    fn state_shape(&self, _: Json) -> Json {
+        json!({ "key": trimmed(&self.key), "per": self.per.to_string() })
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::evolution::{Fact, Facts, Fate, Role, Verdict};
 use crate::fault::{self, Defect};
 use crate::ledger::{Audit, Ledger};
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
@@ -34,6 +35,9 @@ struct Manifest {
     /// What has become of all records by then.
     #[serde(default)]
     ledger: Ledger,
+    /// What gives the state its meaning; `None`: written by a version that did not say.
+    #[serde(default)]
+    components: Option<Facts>,
     /// When it was written, for people.
     written_at: String,
 }
@@ -95,6 +99,33 @@ pub struct Restored {
     pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
     pub sinks: BTreeMap<String, Bytes>,
     pub ledger: Ledger,
+    /// What gave it its meaning when it was written.
+    pub facts: Facts,
+}
+
+impl Restored {
+    /// Finds out what the sinks have not delivered. `new` tells what they are where the checkpoint does not.
+    pub fn count_undelivered(&mut self, new: &Facts, undelivered: impl Fn(&str, &[u8]) -> Option<u64>) {
+        for (name, fact) in self.facts.iter_mut().filter(|(_, fact)| fact.role == Role::Sink) {
+            let kind = fact.kind.as_ref().or_else(|| new.get(name)?.kind.as_ref());
+            fact.held = match (self.sinks.get(name), kind) {
+                (None, _) => Some(0),
+                (Some(state), Some(kind)) => undelivered(kind, state),
+                (Some(_), None) => None,
+            };
+        }
+    }
+
+    /// Takes out what is not gone on from.
+    pub fn forget(&mut self, verdicts: &[Verdict]) {
+        for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| !verdict.fate.is_kept()) {
+            match role {
+                Role::Source => drop(self.sources.remove(name)),
+                Role::Operator => drop(self.operators.remove(name)),
+                Role::Sink => drop(self.sinks.remove(name)),
+            }
+        }
+    }
 }
 
 /// An epoch found on disk.
@@ -149,6 +180,10 @@ pub struct Checkpoints {
     kept: BTreeMap<u64, BTreeSet<u64>>,
     /// What was collected for epochs whose writing failed: operators do not hand it out again.
     unsaved: Snapshot,
+    /// What gives the state of the components that run its meaning.
+    facts: Facts,
+    /// Pieces of an older version were taken back: they are all written anew before any of them is.
+    is_migrated: bool,
     next_epoch: u64,
 }
 
@@ -184,13 +219,16 @@ impl Checkpoints {
             segments: BTreeMap::new(),
             kept: BTreeMap::new(),
             unsaved: Snapshot::default(),
+            facts: Facts::new(),
+            is_migrated: false,
             next_epoch: highest + 1,
         };
         let mut loaded = BTreeMap::new();
         let mut found = Vec::new();
         for epoch in epochs {
-            match checkpoints.load(epoch) {
+            match read_epoch(&*checkpoints.storage, data_dir, epoch) {
                 Ok(whole) => {
+                    checkpoints.segments.extend(&whole.segments);
                     loaded.insert(epoch, whole);
                     found.push(Found { epoch, damage: None });
                 }
@@ -201,14 +239,29 @@ impl Checkpoints {
             Recovery::StartFresh => Ok((checkpoints, Restored::default(), Vec::new())),
             Recovery::Refuse(reason) => Err(CheckpointError::Refused(reason)),
             Recovery::Resume { epoch, passed_over } => {
-                for (epoch, (manifest, _)) in &loaded {
-                    checkpoints.keep(*epoch, manifest);
+                for (epoch, whole) in &loaded {
+                    checkpoints.keep(*epoch, &whole.manifest);
                 }
-                let (manifest, restored) = loaded.remove(&epoch).expect("decided from what was loaded");
+                let Epoch { manifest, restored, .. } = loaded.remove(&epoch).expect("decided from what was loaded");
                 checkpoints.current = Some(manifest);
                 checkpoints.tidy(&names).map_err(io("tidying"))?;
                 checkpoints.collect_garbage();
                 Ok((checkpoints, restored, passed_over))
+            }
+        }
+    }
+
+    /// From now on epochs are those of these components. What is not gone on from is in no later epoch.
+    pub fn adopt(&mut self, facts: Facts, verdicts: &[Verdict]) {
+        self.facts = facts;
+        self.is_migrated = verdicts.iter().any(|verdict| matches!(verdict.fate, Fate::Migrated { .. }));
+        let Some(current) = &mut self.current else { return };
+        // What is migrated is in the next epoch whole, in its new version.
+        for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| verdict.fate != Fate::Kept) {
+            match role {
+                Role::Source => drop(current.sources.remove(name)),
+                Role::Operator => drop(current.operators.remove(name)),
+                Role::Sink => drop(current.sinks.remove(name)),
             }
         }
     }
@@ -223,6 +276,9 @@ impl Checkpoints {
     /// Whether the pieces are scattered over so many or so large old segments that operators should hand out all their
     /// state with the next snapshot.
     pub fn wants_full(&self) -> bool {
+        if self.is_migrated {
+            return true;
+        }
         let Some(current) = &self.current else { return false };
         let live: u64 = places(current).map(|place| place.length).sum();
         let held: u64 = self.segments.values().sum();
@@ -245,9 +301,11 @@ impl Checkpoints {
             operators: BTreeMap::new(),
             sinks: BTreeMap::new(),
             ledger: Ledger::default(),
+            components: None,
             written_at: String::new(),
         });
         manifest.epoch = epoch;
+        manifest.components = Some(self.facts.clone());
         manifest.written_at = now.to_string();
         manifest.sources.extend(self.unsaved.sources.clone());
         if let Some(ledger) = &self.unsaved.ledger {
@@ -283,6 +341,7 @@ impl Checkpoints {
             written => written?,
         };
         self.unsaved = Snapshot::default();
+        self.is_migrated = false;
         if !segment.is_empty() {
             self.segments.insert(epoch, segment.len() as u64);
         }
@@ -319,45 +378,6 @@ impl Checkpoints {
         self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
         fault::point("manifest.synced");
         Ok((written + file.len()) as u64)
-    }
-
-    /// Reads an epoch with all its pieces, or says what is wrong with it.
-    fn load(&mut self, epoch: u64) -> Result<(Manifest, Restored), String> {
-        let manifest = read_manifest(&*self.storage, &self.path("manifest", epoch), epoch)?;
-        let damaged = |damaged: Damaged| damaged.to_string();
-        let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
-        for place in places(&manifest) {
-            if let Entry::Vacant(entry) = segments.entry(place.segment) {
-                let path = self.path("segment", place.segment);
-                let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-                let content = self.storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
-                self.segments.insert(place.segment, content.len() as u64);
-                entry.insert((name, content));
-            }
-        }
-        let piece = |place: &Place, kind| -> Result<Vec<u8>, String> {
-            let (name, content) = &segments[&place.segment];
-            let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
-            reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
-        };
-        let mut restored = Restored {
-            epoch,
-            sources: manifest.sources.clone(),
-            ledger: manifest.ledger.clone(),
-            ..Restored::default()
-        };
-        for (operator, pieces) in &manifest.operators {
-            let groups: BTreeMap<u16, Vec<u8>> = pieces
-                .groups
-                .iter()
-                .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
-                .collect::<Result<_, String>>()?;
-            restored.operators.insert(operator.clone(), (pieces.version, groups));
-        }
-        for (sink, place) in &manifest.sinks {
-            restored.sinks.insert(sink.clone(), piece(place, Kind::SinkState)?.into());
-        }
-        Ok((manifest, restored))
     }
 
     fn keep(&mut self, epoch: u64, manifest: &Manifest) {
@@ -403,7 +423,7 @@ impl Checkpoints {
     }
 
     fn path(&self, kind: &str, epoch: u64) -> PathBuf {
-        self.folder.join(format!("{kind}-{epoch:012}"))
+        path(&self.folder, kind, epoch)
     }
 }
 
@@ -445,6 +465,75 @@ fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manif
     Ok(manifest)
 }
 
+fn path(folder: &Path, kind: &str, epoch: u64) -> PathBuf {
+    folder.join(format!("{kind}-{epoch:012}"))
+}
+
+/// An epoch with all its pieces.
+#[derive(Debug)]
+pub struct Epoch {
+    manifest: Manifest,
+    pub restored: Restored,
+    /// The sizes of the segments it is in.
+    pub segments: BTreeMap<u64, u64>,
+}
+
+impl Epoch {
+    /// When it was written, as the daemon told it.
+    pub fn written_at(&self) -> &str {
+        &self.manifest.written_at
+    }
+}
+
+/// The numbers of the epochs that a data directory has manifests of, the oldest first.
+pub fn epochs(storage: &dyn Storage, data_dir: &Path) -> Result<Vec<u64>, CheckpointError> {
+    let folder = data_dir.join("checkpoints");
+    let names =
+        storage.list(&folder).map_err(|error| CheckpointError::Io { action: "listing", path: folder, error })?;
+    Ok(names.iter().filter_map(|name| number(name, "manifest-")).collect())
+}
+
+/// Reads an epoch with all its pieces, or says what is wrong with it.
+pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<Epoch, String> {
+    let folder = data_dir.join("checkpoints");
+    let read = |kind: &str, number: u64| -> Result<(String, Vec<u8>), String> {
+        let path = path(&folder, kind, number);
+        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+        let content = storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
+        Ok((name, content))
+    };
+    let manifest_path = path(&folder, "manifest", epoch);
+    let manifest = read_manifest(storage, &manifest_path, epoch)?;
+    let damaged = |damaged: Damaged| damaged.to_string();
+    let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
+    for place in places(&manifest) {
+        if let Entry::Vacant(entry) = segments.entry(place.segment) {
+            entry.insert(read("segment", place.segment)?);
+        }
+    }
+    let piece = |place: &Place, kind| -> Result<Vec<u8>, String> {
+        let (name, content) = &segments[&place.segment];
+        let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
+        reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
+    };
+    let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
+    restored.ledger = manifest.ledger.clone();
+    restored.facts = facts(&manifest);
+    for (operator, pieces) in &manifest.operators {
+        let groups: BTreeMap<u16, Vec<u8>> = pieces
+            .groups
+            .iter()
+            .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
+            .collect::<Result<_, String>>()?;
+        restored.operators.insert(operator.clone(), (pieces.version, groups));
+    }
+    for (sink, place) in &manifest.sinks {
+        restored.sinks.insert(sink.clone(), piece(place, Kind::SinkState)?.into());
+    }
+    let segments = segments.into_iter().map(|(number, (_, content))| (number, content.len() as u64)).collect();
+    Ok(Epoch { manifest, restored, segments })
+}
+
 fn place(segment: &mut FileWriter, epoch: u64, kind: Kind, piece: &[u8]) -> Place {
     let offset = segment.push(epoch, kind, piece);
     Place { segment: epoch, offset, length: piece.len() as u64 }
@@ -452,6 +541,30 @@ fn place(segment: &mut FileWriter, epoch: u64, kind: Kind, piece: &[u8]) -> Plac
 
 fn places(manifest: &Manifest) -> impl Iterator<Item = &Place> {
     manifest.operators.values().flat_map(|pieces| pieces.groups.values()).chain(manifest.sinks.values())
+}
+
+/// What the manifest says of the components, and of those that it does not speak of what can be known.
+fn facts(manifest: &Manifest) -> Facts {
+    let mut facts = manifest.components.clone().unwrap_or_default();
+    let mut add = |name: &String, role, version| {
+        let unknown = Fact { role, kind: None, version, shape: None, migrates: Vec::new(), held: None };
+        facts.entry(name.clone()).or_insert(unknown);
+    };
+    manifest.sources.keys().for_each(|name| add(name, Role::Source, 0));
+    manifest.operators.iter().for_each(|(name, pieces)| add(name, Role::Operator, pieces.version));
+    manifest.sinks.keys().for_each(|name| add(name, Role::Sink, 0));
+    for (name, fact) in &mut facts {
+        if fact.role == Role::Source {
+            fact.held = manifest.sources.get(name).map_or(Some(0), |lanes| Some(lanes.len() as u64));
+        }
+        if fact.role == Role::Operator {
+            let pieces = manifest.operators.get(name);
+            fact.held = Some(pieces.map_or(0, |pieces| pieces.groups.len() as u64));
+            // The pieces are what counts if the two should differ.
+            fact.version = pieces.map_or(fact.version, |pieces| pieces.version);
+        }
+    }
+    facts
 }
 
 fn number(name: &str, prefix: &str) -> Option<u64> {
@@ -531,6 +644,34 @@ mod tests {
         assert_eq!(restored.epoch, 1);
         assert_eq!(restored.operators["op"].1[&1], b"one");
         assert!(passed_over[0].damage.as_ref().unwrap().contains("checksum does not match"), "{passed_over:?}");
+    }
+
+    #[test]
+    fn what_is_not_gone_on_from_is_in_no_later_epoch_and_what_is_migrated_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut checkpoints, ..) = open(folder.path());
+        let epoch = checkpoints.next_epoch();
+        checkpoints.write(epoch, snapshot(1, "one"), Timestamp(0)).unwrap();
+        let (mut checkpoints, mut restored, _) = open(folder.path());
+        let verdict = |role, name: &str, fate| Verdict { role, name: name.to_owned(), fate };
+        let verdicts = [
+            verdict(Role::Source, "in", Fate::Lost(String::new())),
+            verdict(Role::Operator, "op", Fate::Migrated { from: 1 }),
+            verdict(Role::Sink, "out", Fate::Gone),
+        ];
+        restored.forget(&verdicts);
+        checkpoints.adopt(Facts::new(), &verdicts);
+        assert!(restored.sources.is_empty() && restored.sinks.is_empty());
+        assert_eq!(restored.operators["op"].1[&1], b"one", "it is handed to the operator");
+        assert!(checkpoints.wants_full());
+        let mut whole = Snapshot::default();
+        whole.operators.insert("op".into(), (2, BTreeMap::from([(5, b"new".to_vec())])));
+        let epoch = checkpoints.next_epoch();
+        checkpoints.write(epoch, whole, Timestamp(0)).unwrap();
+        assert!(!checkpoints.wants_full());
+        let (_, restored, _) = open(folder.path());
+        assert!(restored.sources.is_empty() && restored.sinks.is_empty());
+        assert_eq!(restored.operators["op"], (2, BTreeMap::from([(5, b"new".to_vec())])), "none of the older version");
     }
 
     #[test]

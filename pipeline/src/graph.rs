@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::codec::{Codec, FieldPath, Projection};
+use crate::evolution::{Fact, Facts, Meaning, Role};
 use crate::ledger::LinkAccount;
 use crate::metrics::{ComponentMetrics, Metrics};
 use crate::operator::{Built, Operator, Ports, Prepare, Transform};
@@ -46,6 +47,7 @@ pub struct IntakeOptions {
 
 pub struct SourceNode {
     pub name: Arc<str>,
+    pub meaning: Meaning,
     pub source: Box<dyn Source>,
     pub intake: IntakeOptions,
     pub outputs: Vec<Target>,
@@ -55,6 +57,7 @@ pub struct SourceNode {
 
 pub struct OperatorNode {
     pub name: Arc<str>,
+    pub meaning: Meaning,
     pub ports: Ports,
     pub built: Built,
     pub needs_time: bool,
@@ -73,6 +76,7 @@ pub enum WhenFull {
 
 pub struct SinkNode {
     pub name: Arc<str>,
+    pub meaning: Meaning,
     pub sink: Box<dyn Sink>,
     pub needs_time: bool,
     pub buffer_bytes: usize,
@@ -242,6 +246,28 @@ impl Graph {
             add(&sink.name, "rejected", &sink.rejected);
         }
         links
+    }
+
+    /// What gives the state of its components its meaning; operators without state are not among them.
+    pub fn facts(&self) -> Facts {
+        let fact = |role, meaning: &Meaning, version, migrates| Fact {
+            role,
+            kind: Some(meaning.kind.to_owned()),
+            version,
+            shape: Some(meaning.shape.clone()),
+            migrates,
+            held: None,
+        };
+        let sources = self.sources.iter().map(|node| (&node.name, fact(Role::Source, &node.meaning, 0, Vec::new())));
+        let operators = self.operators.iter().filter_map(|node| match &node.built {
+            Built::Operator { operator, .. } => {
+                let migrates = operator.migrates_from().to_vec();
+                Some((&node.name, fact(Role::Operator, &node.meaning, operator.state_version(), migrates)))
+            }
+            Built::Transform(_) => None,
+        });
+        let sinks = self.sinks.iter().map(|node| (&node.name, fact(Role::Sink, &node.meaning, 0, Vec::new())));
+        sources.chain(operators).chain(sinks).map(|(name, fact)| (name.to_string(), fact)).collect()
     }
 
     /// Cuts the graph into tasks.

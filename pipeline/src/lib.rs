@@ -5,6 +5,7 @@ pub mod chain;
 pub mod checkpoint;
 pub mod codec;
 pub mod event;
+pub mod evolution;
 pub mod explain;
 pub mod expression;
 pub mod fault;

@@ -263,9 +263,19 @@ pub trait Operator: Send {
     /// Takes back one piece of a snapshot. Called before anything else.
     fn restore(&mut self, group: u16, piece: &[u8]) -> Result<(), StateError>;
 
-    /// The version of the pieces it writes; restore is handed pieces of this version only.
+    /// The version of the pieces it writes, and of those that [`Self::restore`] is handed.
     fn state_version(&self) -> u16 {
         1
+    }
+
+    /// The older versions of pieces that [`Self::migrate`] reads. State of any other version is lost.
+    fn migrates_from(&self) -> &'static [u16] {
+        &[]
+    }
+
+    /// Takes back one piece of a snapshot of an older version, one of [`Self::migrates_from`].
+    fn migrate(&mut self, version: u16, _group: u16, _piece: &[u8]) -> Result<(), StateError> {
+        Err(StateError(format!("state of version {version} is not read")))
     }
 
     /// About how much memory its state takes.

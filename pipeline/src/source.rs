@@ -131,7 +131,7 @@ pub struct SourceContext {
     pub records: RecordOptions,
     /// The positions of its lanes in the checkpoint it starts from, by [`Lane::partition`].
     pub positions: BTreeMap<String, Json>,
-    /// Whether there was a checkpoint: then `read_from` speaks only of what is new since.
+    /// Whether it is in the checkpoint that the daemon starts from: then `read_from` speaks only of what is new since.
     pub restored: bool,
     /// Where every source reads to its end and finishes (`run --once`).
     pub once: bool,

@@ -250,6 +250,11 @@ impl SinkConfig for Config {
         "at least once, with one identity"
     }
 
+    fn undelivered(state: &[u8]) -> u64 {
+        let waiting = restore(Some(&Bytes::copy_from_slice(state))).map(|(_, waiting)| waiting);
+        waiting.iter().flatten().map(|body| body.ends.len() as u64).sum()
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
         Box::new(Http {
             url: self.url.parse().expect("`problems` has parsed it before"),

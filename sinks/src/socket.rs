@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rustls::pki_types::ServerName;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::fault;
@@ -93,7 +94,7 @@ enum Mode {
     UnixDatagram,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Framing {
     #[default]
@@ -137,6 +138,17 @@ impl SinkConfig for Config {
 
     fn guarantee(&self) -> &'static str {
         "at least once, as far as the protocol can tell"
+    }
+
+    /// The state is what would go over the wire, so this is as many as it has ends of records, or one.
+    fn undelivered(state: &[u8]) -> u64 {
+        let ends = memchr::memchr2_iter(b'\n', 0, state).count() as u64;
+        if state.is_empty() { 0 } else { ends.max(1) }
+    }
+
+    /// What is not delivered is framed already.
+    fn state_shape(&self) -> Json {
+        json!({ "framing": self.framing })
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {

@@ -25,7 +25,7 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::client::{self, Client, RequestError, TlsConfig};
-use crate::outbox::{Answer, Courier, Draft, Identity, Outbox, Row, Settings};
+use crate::outbox::{self, Answer, Courier, Draft, Identity, Outbox, Row, Settings};
 use crate::retry;
 
 /// How much of a response is read: it is shown in logs and dead letters only.
@@ -202,6 +202,10 @@ impl SinkConfig for Config {
 
     fn guarantee(&self) -> &'static str {
         "at least once, with one identity"
+    }
+
+    fn undelivered(state: &[u8]) -> u64 {
+        outbox::undelivered(state)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {

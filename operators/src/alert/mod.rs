@@ -10,6 +10,7 @@ use std::time::Duration as Span;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::codec::{FieldPath, Projection};
@@ -62,6 +63,10 @@ const LANES_MAX: usize = 4096;
 /// **State:** for each alert its phase, its texts, and its first and last records (2 KiB of each at most, 64 MiB in all);
 /// for a day of event time after the end a few numbers. At most `max_alerts`: those that are over are forgotten first; if
 /// all are active, records of further keys are dropped and counted as `state_full`.
+///
+/// **When options change:** alerts are kept, whatever changes: each is known by its labels, and the next value decides by the new
+/// condition and times. One that the new `group_by` or `labels` do not make any more is over after `resolve_after`, and that is told. A rule
+/// that is removed while it fires tells nothing more: to have its alerts resolved, give it the condition `"false"` first.
 ///
 /// **Late events:** an update of a window older than the one that decided last changes nothing.
 ///
@@ -173,6 +178,11 @@ impl OperatorConfig for Config {
 
     fn needs_time(&self) -> bool {
         true
+    }
+
+    /// An alert that was told as firing must be told as resolved, so no option is reason enough to forget it.
+    fn state_shape(&self, _: Json) -> Json {
+        Json::Null
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

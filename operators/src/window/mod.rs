@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::PathTable;
@@ -29,7 +30,7 @@ use vrl::path::OwnedSegment;
 use self::aggregate::Aggregate;
 use self::fold::{Folder, Plan};
 use self::state::Window;
-use crate::dedupe::{compile_key, key_problems, one_kibibyte, one_million};
+use crate::dedupe::{compile_key, key_problems, one_kibibyte, one_million, trimmed};
 
 /// The longest window and lateness.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(3650 * 86_400);
@@ -61,6 +62,10 @@ const PANES: u128 = 100_000;
 /// **State:** the aggregates of each key in each open window; a hopping window is kept in panes of `every`, so that a record is
 /// folded once however many windows overlap. At most `max_keys` keys over all panes, and new ones only while less than `max_bytes` are
 /// taken: records of further keys are dropped under the reason `state_full`.
+///
+/// **When options change:** open windows are kept as long as their length, `group_by` and `aggregates` are the same. Other lengths,
+/// keys or aggregates begin with new windows, and what was in the open ones is lost; `tocsin plan` tells before. Another `lateness` holds for
+/// the windows that are open.
 ///
 /// **Late records:** a record is late for a window that ended `lateness` or more before the watermark of the record's own lane, just before it,
 /// or that was emitted already. One that is late for all its windows goes to `NAME.late`, or is dropped under the reason `late`
@@ -277,6 +282,23 @@ impl OperatorConfig for Config {
 
     fn needs_time(&self) -> bool {
         true
+    }
+
+    /// Panes are of one length and hold accumulators by key in the order of the aggregates. When windows close, and how much may
+    /// be kept, is not in them.
+    fn state_shape(&self, _: Json) -> Json {
+        let aggregates: BTreeMap<_, _> = self.aggregates.iter().map(|(name, source)| (name, source.trim())).collect();
+        let mut shape = json!({ "group_by": trimmed(&self.group_by), "aggregates": aggregates });
+        match (&self.tumbling, &self.hopping) {
+            (Some(size), _) => shape["tumbling"] = json!(size.to_string()),
+            // A window that starts as often as it is long is a tumbling one.
+            (None, Some(Hopping { size, every })) if size == every => shape["tumbling"] = json!(size.to_string()),
+            (None, Some(Hopping { size, every })) => {
+                shape["hopping"] = json!({ "size": size.to_string(), "every": every.to_string() });
+            }
+            (None, None) => {}
+        }
+        shape
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

@@ -2,6 +2,7 @@
 
 mod coordinator;
 mod edge;
+mod restore;
 mod source;
 mod stage;
 mod start;
@@ -18,15 +19,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::coordinator::{Books, Coordinator};
+use self::restore::SetAside;
 use self::start::Runner;
 use self::wiring::Wiring;
-use crate::checkpoint::{CheckpointError, Checkpoints, LanePosition, Restored};
-use crate::graph::{Graph, StageTask, Tasks, Work};
+use crate::checkpoint::LanePosition;
+use crate::graph::{Graph, Tasks};
 use crate::ledger::{Account, Audit};
 use crate::metrics::Metrics;
 use crate::sink::Answer;
 use crate::source::Gone;
-use crate::store::{Lock, Storage};
+use crate::store::Storage;
 use crate::time::Clock;
 
 /// How a pipeline is run.
@@ -42,6 +44,10 @@ pub struct Settings {
     pub memory: usize,
     /// Sources read to their end and finish.
     pub once: bool,
+    /// State that would be lost because the configuration has changed is a reason not to start.
+    pub no_state_loss: bool,
+    /// How many records the state of a sink of a type holds that are still to be delivered; `None` where that is not known.
+    pub undelivered: fn(&str, &[u8]) -> Option<u64>,
     pub clock: Arc<dyn Clock>,
     /// Where everything in the data directory is read and written.
     pub storage: Arc<dyn Storage>,
@@ -128,9 +134,12 @@ enum Done {
 pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
     let metrics = settings.metrics.clone();
     let links = graph.links();
+    let facts = graph.facts();
     let mut tasks = graph.into_tasks(&metrics);
-    let (lock, checkpoints, mut restored) = open_state(&settings)?;
-    restore_stages(&mut tasks.stages, &mut restored)?;
+    let (lock, mut checkpoints, mut restored) = restore::open(&settings)?;
+    let verdicts = restore::evolve(facts, &mut restored, checkpoints.as_mut(), &settings)?;
+    restore::stages(&mut tasks.stages, &mut restored)?;
+    let aside = SetAside::new(&settings, &verdicts, restored.epoch)?;
     let wiring = Wiring::new(&tasks, &settings);
     let (reports_sender, reports) = mpsc::channel(64);
     let mut runner = Runner {
@@ -148,8 +157,13 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         activity: Arc::new(AtomicU64::new(0)),
     };
     let Tasks { sources, stages, sinks } = tasks;
-    let sinks = runner.open_sinks(sinks, &wiring, &mut restored).await?;
-    let sources = runner.open_sources(sources, &wiring, &mut restored).await?;
+    let (sources, sinks) = match runner.open(sources, sinks, &wiring, &mut restored).await {
+        Ok(open) => open,
+        Err(error) => {
+            aside.undo(&settings);
+            return Err(error);
+        }
+    };
     let counts = (sources.len(), stages.len(), sinks.len());
     let counted = runner.relays.iter().flatten().count() + counts.1;
     let levels = runner.start(sources, stages, sinks, wiring);
@@ -171,54 +185,4 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
     runner.set.shutdown().await;
     drop(lock);
     outcome
-}
-
-fn open_state(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoints>, Restored), RunError> {
-    let Some(data_dir) = &settings.data_dir else { return Ok((None, None, Restored::default())) };
-    settings.storage.create_dir(data_dir).map_err(|error| {
-        RunError::Start(format!(
-            "cannot make the data directory {}: {error}; give another with --data-dir",
-            data_dir.display()
-        ))
-    })?;
-    let lock = Lock::take(data_dir).map_err(RunError::Start)?;
-    let (checkpoints, restored, passed_over) =
-        Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
-            CheckpointError::Io { .. } => RunError::Start(error.to_string()),
-            CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
-        })?;
-    for found in &passed_over {
-        tracing::error!(
-            epoch = found.epoch,
-            damage = found.damage.as_deref(),
-            "a damaged checkpoint is passed over; what came after the one before it is read again"
-        );
-    }
-    Ok((Some(lock), Some(checkpoints), restored))
-}
-
-/// Gives the operators their state back.
-fn restore_stages(stages: &mut [StageTask], restored: &mut Restored) -> Result<(), RunError> {
-    for stage in stages {
-        for node in &mut stage.chain.nodes {
-            let Work::Operator(operator) = &mut node.work else { continue };
-            let Some((version, pieces)) = restored.operators.remove(&*node.name) else { continue };
-            let refuse = |reason: &dyn std::fmt::Display| {
-                RunError::State(format!(
-                    "the state of operator `{}` cannot be used: {reason}; give it another name, or start with another data_dir",
-                    node.name
-                ))
-            };
-            if version != operator.state_version() {
-                return Err(refuse(&format!("it is of version {version}, not {}", operator.state_version())));
-            }
-            for (group, piece) in pieces {
-                operator.restore(group, &piece).map_err(|error| refuse(&error))?;
-            }
-        }
-    }
-    for operator in restored.operators.keys() {
-        tracing::warn!(operator, "its state is in the checkpoint, but no such operator is configured; it is kept");
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Opening sources and sinks, and starting the tasks: nothing runs before everything is open.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -58,7 +59,20 @@ pub(super) struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    pub async fn open_sinks(
+    /// Opens everything, the sinks first.
+    pub async fn open(
+        &mut self,
+        sources: Vec<SourceTask>,
+        sinks: Vec<SinkTask>,
+        wiring: &Wiring,
+        restored: &mut Restored,
+    ) -> Result<(Vec<OpenSource>, Vec<OpenSink>), RunError> {
+        let sinks = self.open_sinks(sinks, wiring, restored).await?;
+        let sources = self.open_sources(sources, wiring, restored).await?;
+        Ok((sources, sinks))
+    }
+
+    async fn open_sinks(
         &mut self,
         tasks: Vec<SinkTask>,
         wiring: &Wiring,
@@ -104,13 +118,10 @@ impl Runner<'_> {
             self.relays.push(is_connected.then_some(signals_sender));
             open.push(OpenSink { name, sink, context, relay });
         }
-        for sink in restored.sinks.keys() {
-            tracing::warn!(sink, "its state is in the checkpoint, but no such sink is configured; it is kept");
-        }
         Ok(open)
     }
 
-    pub async fn open_sources(
+    async fn open_sources(
         &mut self,
         tasks: Vec<SourceTask>,
         wiring: &Wiring,
@@ -119,7 +130,10 @@ impl Runner<'_> {
         let mut open = Vec::new();
         for (number, task) in tasks.into_iter().enumerate() {
             let SourceTask { name, mut source, intake, metrics } = task;
-            let positions = restored.sources.remove(&*name).unwrap_or_default();
+            let (was_there, positions) = match restored.sources.remove(&*name) {
+                Some(positions) => (true, positions),
+                None => (false, BTreeMap::new()),
+            };
             let options = &intake.options;
             let mut watermark = SourceWatermark::new(options.idle_timeout, options.out_of_order);
             for (partition, lane) in &positions {
@@ -136,7 +150,7 @@ impl Runner<'_> {
                     .iter()
                     .map(|(partition, lane)| (partition.clone(), lane.position.clone()))
                     .collect(),
-                restored: restored.epoch > 0,
+                restored: was_there,
                 once: self.settings.once,
                 data_dir: self.folder("sources", &name)?,
                 clock: Arc::clone(&self.settings.clock),

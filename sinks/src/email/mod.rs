@@ -22,7 +22,7 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::client::chain;
-use crate::outbox::{Answer, Courier, Draft, Identity, Outbox, Row, Settings};
+use crate::outbox::{self, Answer, Courier, Draft, Identity, Outbox, Row, Settings};
 use crate::retry;
 
 /// Sends a mail for each record to each recipient: alerts in the first place, other records just as well.
@@ -205,6 +205,10 @@ impl SinkConfig for Config {
 
     fn guarantee(&self) -> &'static str {
         "at least once, with one identity"
+    }
+
+    fn undelivered(state: &[u8]) -> u64 {
+        outbox::undelivered(state)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {

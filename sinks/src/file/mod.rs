@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types;
 use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkState};
@@ -149,6 +150,11 @@ impl SinkConfig for Config {
 
     fn guarantee(&self) -> &'static str {
         "exactly once"
+    }
+
+    /// The files are known by their names below the folder.
+    fn state_shape(&self) -> Json {
+        json!({ "folder": Parsed::parse(&self.path).map(|path| path.folder().to_owned()).unwrap_or_default() })
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {

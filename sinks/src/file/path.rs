@@ -98,6 +98,11 @@ impl Parsed {
         Ok(Self { folder: PathBuf::from(&text[..name]), parts })
     }
 
+    /// The literal part up to the last `/` before what varies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Whether it depends on the event time.
     pub(super) fn has_time(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Time(_)))

@@ -356,6 +356,14 @@ fn restore(queue: &mut Queue, state: &[u8]) -> Option<()> {
     Some(())
 }
 
+/// How many rows a state holds.
+pub(crate) fn undelivered(state: &[u8]) -> u64 {
+    match state {
+        [STATE_VERSION, a, b, c, d, ..] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
+        _ => 0,
+    }
+}
+
 /// What the thread of the journal is asked to do; it answers with the length of the journal.
 enum Order {
     Append { frames: Vec<u8>, done: oneshot::Sender<std::io::Result<u64>> },

@@ -1,0 +1,141 @@
+//! What a pipeline starts from: the data directory, what has become of its state, and the operators that take it back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{RunError, Settings};
+use crate::checkpoint::{CheckpointError, Checkpoints, Restored};
+use crate::evolution::{self, Facts, Fate, Role, Verdict};
+use crate::graph::{StageTask, Work};
+use crate::store::Lock;
+
+/// Takes the data directory and reads what was kept in it.
+pub(super) fn open(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoints>, Restored), RunError> {
+    let Some(data_dir) = &settings.data_dir else { return Ok((None, None, Restored::default())) };
+    settings.storage.create_dir(data_dir).map_err(|error| {
+        RunError::Start(format!(
+            "cannot make the data directory {}: {error}; give another with --data-dir",
+            data_dir.display()
+        ))
+    })?;
+    let lock = Lock::take(data_dir).map_err(RunError::Start)?;
+    let (checkpoints, restored, passed_over) =
+        Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
+            CheckpointError::Io { .. } => RunError::Start(error.to_string()),
+            CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
+        })?;
+    for found in &passed_over {
+        tracing::error!(
+            epoch = found.epoch,
+            damage = found.damage.as_deref(),
+            "a damaged checkpoint is passed over; what came after the one before it is read again"
+        );
+    }
+    Ok((Some(lock), Some(checkpoints), restored))
+}
+
+/// Gives up the state that means nothing to the components of these facts, and tells so.
+pub(super) fn evolve(
+    facts: Facts,
+    restored: &mut Restored,
+    checkpoints: Option<&mut Checkpoints>,
+    settings: &Settings,
+) -> Result<Vec<Verdict>, RunError> {
+    restored.count_undelivered(&facts, settings.undelivered);
+    let verdicts = evolution::compare(&restored.facts, &facts);
+    let losses: Vec<_> = evolution::losses(&verdicts).map(ToString::to_string).collect();
+    if settings.no_state_loss && !losses.is_empty() {
+        return Err(RunError::State(format!(
+            "state would be lost, which --no-state-loss forbids:\n  {}\ntocsin plan tells the same without starting",
+            losses.join("\n  ")
+        )));
+    }
+    for verdict in &verdicts {
+        let (component, reason) = (&verdict.name, verdict.fate.reason());
+        match &verdict.fate {
+            Fate::Lost(_) => tracing::warn!(component, reason, "its state is lost"),
+            Fate::Migrated { .. } => tracing::info!(component, reason, "its state is migrated"),
+            Fate::Replaced(_) => tracing::info!(component, reason, "it begins afresh; nothing is lost"),
+            Fate::Kept | Fate::New | Fate::Gone => {}
+        }
+    }
+    restored.forget(&verdicts);
+    if let Some(checkpoints) = checkpoints {
+        checkpoints.adopt(facts, &verdicts);
+    }
+    Ok(verdicts)
+}
+
+/// The folders of sources and sinks that nobody goes on from, moved out of the way of others of the same name: what is in
+/// them speaks of another configuration.
+#[derive(Default)]
+pub(super) struct SetAside {
+    moved: Vec<(PathBuf, PathBuf)>,
+}
+
+impl SetAside {
+    pub(super) fn new(settings: &Settings, verdicts: &[Verdict], epoch: u64) -> Result<Self, RunError> {
+        let mut aside = Self::default();
+        let Some(data_dir) = &settings.data_dir else { return Ok(aside) };
+        for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| verdict.fate.is_left()) {
+            let above = match role {
+                Role::Source => data_dir.join("sources"),
+                Role::Sink => data_dir.join("sinks"),
+                Role::Operator => continue,
+            };
+            let (from, to) = (above.join(name), above.join(format!("{name}.left-{epoch}")));
+            // A component that never kept anything has no folder, or an empty one.
+            let is_empty = |folder: &PathBuf| settings.storage.list(folder).unwrap_or_default().is_empty();
+            // Where it was done before a crash, the folder is that of the new one by now.
+            if is_empty(&from) || !is_empty(&to) {
+                continue;
+            }
+            let moved = settings.storage.rename(&from, &to).and_then(|()| settings.storage.sync_dir(&above));
+            if let Err(error) = moved {
+                aside.undo(settings);
+                return Err(RunError::Start(format!("cannot move {} to {}: {error}", from.display(), to.display())));
+            }
+            tracing::info!(folder = %to.display(), "what it kept is put aside here; delete it when it is not needed");
+            aside.moved.push((from, to));
+        }
+        Ok(aside)
+    }
+
+    /// Puts everything back: the pipeline could not start.
+    pub(super) fn undo(&self, settings: &Settings) {
+        for (from, to) in &self.moved {
+            // What is there by now was made by a pipeline that never ran.
+            for name in settings.storage.list(from).unwrap_or_default() {
+                let _ = settings.storage.remove(&from.join(name));
+            }
+            if let Err(error) = settings.storage.rename(to, from) {
+                tracing::error!(%error, folder = %to.display(), "cannot put it back");
+            }
+        }
+    }
+}
+
+/// Gives the operators their state back. What should read and does not is damage.
+pub(super) fn stages(stages: &mut [StageTask], restored: &mut Restored) -> Result<(), RunError> {
+    for stage in stages {
+        for node in &mut stage.chain.nodes {
+            let Work::Operator(operator) = &mut node.work else { continue };
+            let Some((version, pieces)) = restored.operators.remove(&*node.name) else { continue };
+            for (group, piece) in pieces {
+                let read = if version == operator.state_version() {
+                    operator.restore(group, &piece)
+                } else {
+                    operator.migrate(version, group, &piece)
+                };
+                read.map_err(|error| {
+                    RunError::State(format!(
+                        "the state of operator `{}` in epoch {} is damaged (key group {group}): {error}; go back to an earlier \
+                         epoch with `tocsin recover`, or give the operator another name to start it afresh",
+                        node.name, restored.epoch
+                    ))
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
