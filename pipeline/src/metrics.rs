@@ -300,7 +300,7 @@ impl ComponentMetrics {
         self.0.errors.with_label_values(&[self.0.name.as_str(), error]).get()
     }
 
-    /// How a notification went: `delivered`, `retried`, `refused`.
+    /// How a notification went: `delivered`, `retried`, `refused`, `digested`.
     pub fn notification(&self, result: &str) {
         self.0.notifications.with_label_values(&[self.0.name.as_str(), result]).inc();
     }

@@ -25,7 +25,7 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::client::{self, Client, RequestError, TlsConfig};
-use crate::outbox::{self, Answer, Courier, Draft, Identity, Outbox, Row, Settings};
+use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, ROWS_MAX, Row, Settings};
 use crate::retry;
 
 /// How much of a response is read: it is shown in logs and dead letters only.
@@ -44,8 +44,16 @@ const RESPONSE_MAX: usize = 4 << 10;
 ///
 /// Only `https` URLs at public addresses are connected to, unless `allow_http` and `allow_private` say otherwise.
 ///
-/// **State:** what is not delivered yet, at most 100,000 notifications or 64 MiB: with more, no input is read. The names of
-/// the last 100,000 that are settled.
+/// When `max_waiting` notifications wait, or 64 MiB of them, what comes is told as one, a digest, as soon as there is room:
+/// `{"alert": "digest", "digest": true, "id": "…", "count": 12345, "firing": 17, "since": "…", "until": "…", "labels": {},
+/// "annotations": {"summary": "12,345 notifications were not sent one by one since …"}, "alerts": [{"alert": "…",
+/// "state": "firing", "fingerprint": "…", "labels": {…}, "time": "…"}, …], "more": 12235}`. `alerts` holds the first 100, the
+/// last 10 and each *resolved* whose *firing* had been sent before (up to 1000), as they stood in the end; other records are
+/// `{"record": "…", "time": "…"}`. `more` were not listed. `body` is rendered from it like from any record. What an
+/// alert does after that is sent after it.
+///
+/// **State:** what is not delivered yet, at most `max_waiting` notifications or 64 MiB, and the digest of what came beyond.
+/// The names of the last 100,000 that are settled.
 ///
 /// **Late events:** sent like all others.
 ///
@@ -87,6 +95,9 @@ pub(crate) struct Config {
     /// How many requests are on their way at a time. Default 8, from 1 to 256.
     #[serde(default = "eight")]
     concurrency: usize,
+    /// How many notifications may wait; what comes beyond is told as one. Default 100,000, from 1 to 100,000.
+    #[serde(default = "all_rows")]
+    max_waiting: usize,
     /// How long to go on trying. Default `"24h"`.
     #[serde(default = "one_day")]
     max_age: Duration,
@@ -131,6 +142,10 @@ fn ten_seconds() -> Duration {
 
 fn eight() -> usize {
     8
+}
+
+fn all_rows() -> usize {
+    ROWS_MAX
 }
 
 fn one_day() -> Duration {
@@ -191,6 +206,9 @@ impl SinkConfig for Config {
         }
         if !(1..=256).contains(&self.concurrency) {
             problems.push(Problem::new("concurrency", "must be from 1 to 256"));
+        }
+        if !(1..=ROWS_MAX).contains(&self.max_waiting) {
+            problems.push(Problem::new("max_waiting", format!("must be from 1 to {ROWS_MAX}")));
         }
         if self.timeout.0.is_zero() {
             problems.push(Problem::new("timeout", "must be longer than nothing"));
@@ -287,7 +305,12 @@ impl Sink for Webhook {
                 key: config.secret.as_ref().and_then(key),
                 config: config.clone(),
             };
-            let settings = Settings { concurrency: config.concurrency, max_age: config.max_age.0, retry: config.retry };
+            let settings = Settings {
+                concurrency: config.concurrency,
+                max_waiting: config.max_waiting,
+                max_age: config.max_age.0,
+                retry: config.retry,
+            };
             self.open = Some((Outbox::open(settings, context).await?, Arc::new(endpoint)));
             Ok(())
         })
@@ -375,6 +398,19 @@ impl Courier for Endpoint {
         Ok(vec![Draft { id, receiver: String::new(), thread, payload }])
     }
 
+    fn digest(&self, digest: &Digest) -> Draft {
+        let record = digest.record();
+        let payload = match (&self.wording.body, self.wording.preset) {
+            (Some(body), _) => {
+                let record = json::parse_value(record.to_string().as_bytes()).expect("it was written as JSON");
+                body.render(&record).text.into_bytes()
+            }
+            (None, Preset::Alertmanager) => alertmanager_digest(&record, &self.wording.name).to_string().into_bytes(),
+            (None, Preset::Tocsin) => record.to_string().into_bytes(),
+        };
+        Draft { id: digest.id.clone(), receiver: digest.receiver.clone(), thread: digest.threads(), payload }
+    }
+
     fn deliver(self: Arc<Self>, row: Row, now: Timestamp) -> BoxFuture<'static, Answer> {
         Box::pin(async move {
             let request = match self.request(&row, now) {
@@ -433,6 +469,42 @@ fn alertmanager(record: &Value, receiver: &str) -> Option<serde_json::Value> {
             "fingerprint": field("fingerprint"),
         }],
     }))
+}
+
+/// A digest as Alertmanager would send a group of which it left some out.
+fn alertmanager_digest(record: &serde_json::Value, receiver: &str) -> serde_json::Value {
+    use serde_json::json;
+    let listed = record["alerts"].as_array().into_iter().flatten();
+    let alert = |alert: &serde_json::Value| {
+        let mut labels = alert["labels"].clone();
+        let name = [&alert["alert"], &alert["record"]].into_iter().find(|name| name.is_string()).cloned();
+        match labels.as_object_mut() {
+            Some(labels) => drop(labels.insert("alertname".to_owned(), name.unwrap_or_default())),
+            None => labels = json!({ "alertname": name }),
+        }
+        let is_resolved = alert["state"] == "resolved";
+        json!({
+            "status": if is_resolved { "resolved" } else { "firing" },
+            "labels": labels,
+            "annotations": {},
+            "startsAt": alert["time"],
+            "endsAt": if is_resolved { alert["time"].clone() } else { "0001-01-01T00:00:00Z".into() },
+            "generatorURL": "",
+            "fingerprint": alert["fingerprint"],
+        })
+    };
+    json!({
+        "version": "4",
+        "groupKey": "{}:{digest=\"true\"}",
+        "truncatedAlerts": record["more"],
+        "status": if record["firing"] == 0 { "resolved" } else { "firing" },
+        "receiver": receiver,
+        "groupLabels": { "digest": "true" },
+        "commonLabels": {},
+        "commonAnnotations": record["annotations"],
+        "externalURL": "",
+        "alerts": listed.map(alert).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
@@ -550,6 +622,34 @@ mod tests {
         assert_eq!(alertmanager(&json::parse_value(b"{}").unwrap(), "hook"), None);
     }
 
+    #[tokio::test]
+    async fn what_may_not_wait_is_told_as_a_digest() {
+        let alert = |name: &str, state: &str| {
+            ALERT.replace("f1", name).replace("abc", &format!("{name}{state}")).replace("firing", state)
+        };
+        let given = [alert("f1", "firing"), alert("f2", "firing"), alert("f1", "resolved"), alert("f3", "firing")];
+        let mut told = String::new();
+        for more in
+            [r#""preset":"tocsin""#, r#""preset":"alertmanager""#, r#""body":"{{ alert }}: {{ annotations.summary }}""#]
+        {
+            let (url, requests) = serve(&[]).await;
+            let options = format!(r#"{{"url":"{url}","allow_private":true,"concurrency":1,"max_waiting":1,{more}}}"#);
+            let given: Vec<_> = given.iter().map(String::as_str).collect();
+            let folder = tempfile::tempdir().unwrap();
+            let running = Running::start(sink::<Config>(&options, folder.path()), None, None).await.unwrap();
+            running.send(records(&given)).await;
+            running.end().await.unwrap();
+            let requests = requests.lock().unwrap();
+            told += requests[1].split_once("\r\n\r\n").unwrap().1;
+            told.push('\n');
+        }
+        expect![[r#"
+            {"alert":"digest","alerts":[{"alert":"errors","fingerprint":"f1","labels":{"host":"a"},"state":"resolved","time":"2026-11-20T12:00:02Z"},{"alert":"errors","fingerprint":"f2","labels":{"host":"a"},"state":"firing","time":"2026-11-20T12:00:01Z"},{"alert":"errors","fingerprint":"f3","labels":{"host":"a"},"state":"firing","time":"2026-11-20T12:00:03Z"}],"annotations":{"summary":"3 notifications were not sent one by one since 2026-11-20T12:00:00Z; first: errors resolved, errors firing, errors firing"},"count":3,"digest":true,"firing":2,"id":"9cdad028bf2f24cd21845aff490661b0","labels":{},"more":0,"since":"2026-11-20T12:00:00Z","until":"2026-11-20T12:00:00Z"}
+            {"alerts":[{"annotations":{},"endsAt":"2026-11-20T12:00:02Z","fingerprint":"f1","generatorURL":"","labels":{"alertname":"errors","host":"a"},"startsAt":"2026-11-20T12:00:02Z","status":"resolved"},{"annotations":{},"endsAt":"0001-01-01T00:00:00Z","fingerprint":"f2","generatorURL":"","labels":{"alertname":"errors","host":"a"},"startsAt":"2026-11-20T12:00:01Z","status":"firing"},{"annotations":{},"endsAt":"0001-01-01T00:00:00Z","fingerprint":"f3","generatorURL":"","labels":{"alertname":"errors","host":"a"},"startsAt":"2026-11-20T12:00:03Z","status":"firing"}],"commonAnnotations":{"summary":"3 notifications were not sent one by one since 2026-11-20T12:00:00Z; first: errors resolved, errors firing, errors firing"},"commonLabels":{},"externalURL":"","groupKey":"{}:{digest=\"true\"}","groupLabels":{"digest":"true"},"receiver":"out","status":"firing","truncatedAlerts":0,"version":"4"}
+            digest: 3 notifications were not sent one by one since 2026-11-20T12:00:00Z; first: errors resolved, errors firing, errors firing
+        "#]].assert_eq(&told);
+    }
+
     #[test]
     fn a_signature_is_that_of_standard_webhooks() {
         // Computed with: printf 'msg_1.1614265330.{"test": 2432232314}' | openssl dgst -sha256 -hmac KEY -binary | base64
@@ -594,7 +694,7 @@ mod tests {
     fn problems_are_told_without_the_secrets() {
         let config: Config = serde_json::from_str(
             r#"{"url":"http://canary.example/","headers":{"a b":"x","host":"x","c":"a\nb"},"body":"{{ x","preset":"alertmanager",
-                "secret":"whsec_%%%","concurrency":0,"timeout":"0s","content_type":"a\nb"}"#,
+                "secret":"whsec_%%%","concurrency":0,"max_waiting":0,"timeout":"0s","content_type":"a\nb"}"#,
         )
         .unwrap();
         let told: Vec<_> =
@@ -611,6 +711,7 @@ mod tests {
             preset: has no effect beside `body`
             secret: is empty, or not base64 after `whsec_`
             concurrency: must be from 1 to 256
+            max_waiting: must be from 1 to 100000
             timeout: must be longer than nothing"#]]
         .assert_eq(&told);
     }

@@ -19,6 +19,7 @@ pub(super) struct Mail {
     /// The mail that this one answers.
     pub(super) in_reply_to: Option<String>,
     pub(super) text: String,
+    /// Empty: a mail of text alone.
     pub(super) html: String,
 }
 
@@ -46,6 +47,9 @@ impl Mail {
         let part = |kind: ContentType, text: &str| {
             SinglePart::builder().header(kind).header(ContentTransferEncoding::Base64).body(lines(text))
         };
+        if self.html.is_empty() {
+            return message.singlepart(part(ContentType::TEXT_PLAIN, &self.text)).map_err(|error| error.to_string());
+        }
         // A boundary by chance would make each attempt another message.
         let boundary = format!("=_{}", &blake3::hash(self.message_id.as_bytes()).to_hex()[..32]);
         let parts = MultiPart::alternative().boundary(boundary).singlepart(part(ContentType::TEXT_PLAIN, &self.text));

@@ -22,7 +22,7 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::client::chain;
-use crate::outbox::{self, Answer, Courier, Draft, Identity, Outbox, Row, Settings};
+use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, ROWS_MAX, Row, Settings};
 use crate::retry;
 
 /// Sends a mail for each record to each recipient: alerts in the first place, other records just as well.
@@ -36,8 +36,13 @@ use crate::retry;
 /// chance, for `max_age`. Answers 500 to 599 refuse the mail: it goes to `NAME.rejected`. A server that breaks the
 /// connection after the end of a mail leaves open whether it took it: the mail is sent again with the same `Message-ID`.
 ///
-/// **State:** what is not delivered yet, at most 100,000 mails or 64 MiB: with more, no input is read. The names of the last
-/// 100,000 that are settled.
+/// When `max_waiting` mails wait, or 64 MiB of them, what comes is told in one mail to each recipient, a digest, as soon as
+/// there is room, or as soon as nothing else waits for the recipient: how many, since when, the first 100, the last 10 and
+/// each end of an alert whose beginning had been sent before (up to 1000), as they stood in the end. What an alert does
+/// after that is sent after it.
+///
+/// **State:** what is not delivered yet, at most `max_waiting` mails or 64 MiB, and the digests of what came beyond. The
+/// names of the last 100,000 that are settled.
 ///
 /// **Late events:** sent like all others.
 ///
@@ -87,6 +92,9 @@ pub(crate) struct Config {
     /// How many mails are on their way at a time. Default 4, from 1 to 64.
     #[serde(default = "four")]
     concurrency: usize,
+    /// How many mails may wait; what comes beyond is told in one. Default 100,000, from 1 to 100,000.
+    #[serde(default = "all_rows")]
+    max_waiting: usize,
     /// How long to go on trying. Default `"24h"`.
     #[serde(default = "one_day")]
     max_age: Duration,
@@ -120,6 +128,10 @@ fn half_a_minute() -> Duration {
 
 fn four() -> usize {
     4
+}
+
+fn all_rows() -> usize {
+    ROWS_MAX
 }
 
 fn one_day() -> Duration {
@@ -196,6 +208,9 @@ impl SinkConfig for Config {
         if !(1..=64).contains(&self.concurrency) {
             problems.push(Problem::new("concurrency", "must be from 1 to 64"));
         }
+        if !(1..=ROWS_MAX).contains(&self.max_waiting) {
+            problems.push(Problem::new("max_waiting", format!("must be from 1 to {ROWS_MAX}")));
+        }
         if self.timeout.0.is_zero() {
             problems.push(Problem::new("timeout", "must be longer than nothing"));
         }
@@ -245,7 +260,12 @@ impl Sink for Email {
                 to: config.to.clone(),
                 timeout: config.timeout.0,
             };
-            let settings = Settings { concurrency: config.concurrency, max_age: config.max_age.0, retry: config.retry };
+            let settings = Settings {
+                concurrency: config.concurrency,
+                max_waiting: config.max_waiting,
+                max_age: config.max_age.0,
+                retry: config.retry,
+            };
             self.open = Some((Outbox::open(settings, context).await?, Arc::new(post)));
             Ok(())
         })
@@ -354,6 +374,20 @@ impl Courier for Post {
             Draft { id: mail.message_id, receiver: to.clone(), thread: thread.clone(), payload }
         };
         Ok(self.to.iter().map(draft).collect())
+    }
+
+    fn digest(&self, digest: &Digest) -> Draft {
+        let mail = message::Mail {
+            from: self.from.clone(),
+            to: digest.receiver.clone(),
+            subject: message::one_line(&format!("[DIGEST] {}", digest.summary())),
+            message_id: self.message_id(&digest.id, &digest.receiver),
+            in_reply_to: None,
+            text: digest.text(),
+            html: String::new(),
+        };
+        let payload = serde_json::to_vec(&mail).expect("a mail is texts");
+        Draft { id: mail.message_id, receiver: mail.to, thread: digest.threads(), payload }
     }
 
     fn deliver(self: Arc<Self>, row: Row, _: Timestamp) -> BoxFuture<'static, Answer> {

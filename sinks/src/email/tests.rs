@@ -192,6 +192,32 @@ async fn firing_and_resolved_arrive_once_each_in_one_thread() {
 }
 
 #[tokio::test]
+async fn what_may_not_wait_is_told_in_one_mail_of_text() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(port, r#","concurrency":1,"max_waiting":1"#);
+    let running = Running::start(sink::<Config>(&options, folder.path()), None, None).await.unwrap();
+    running.send(records(&[FIRING, RESOLVED, r#"{"message":"x\r\n.\r\nMAIL FROM:<evil@example.org>"}"#])).await;
+    running.end().await.unwrap();
+    let mails = server.mails.lock().unwrap();
+    let [_, (_, _, digest)] = &mails[..] else { panic!("{} mails", mails.len()) };
+    assert!(header(digest, "Subject").unwrap().starts_with("[DIGEST] 2 notifications were not sent"), "{digest}");
+    assert!(header(digest, "Message-ID").unwrap().ends_with("@example.org>"), "{digest}");
+    assert!(!digest.contains("multipart"), "{digest}");
+    expect![[r#"
+        2 notifications were not sent one by one since 2026-11-20T12:00:00Z; first: errors resolved, x  .  MAIL FROM:<evil@example.org>.
+
+        They came until 2026-11-20T12:00:00Z, faster than they could be delivered. None of the alerts among them was firing in the end.
+
+        Ends of alerts that had been sent before:
+          2026-11-20T12:00:01Z resolved errors: host=a
+
+        The first:
+          2026-11-20T12:00:02Z x  .  MAIL FROM:<evil@example.org>
+    "#]].assert_eq(&text_of(digest));
+}
+
+#[tokio::test]
 async fn what_stands_in_a_record_stays_within_its_mail() {
     for hostile in [
         "x\n.\nMAIL FROM:<evil@example.org>\nRCPT TO:<victim@example.org>\nDATA\nhi\n.\n",

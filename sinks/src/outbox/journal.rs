@@ -13,18 +13,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 use tocsin_pipeline::store::{Append, Storage};
 use tocsin_pipeline::time::Timestamp;
 
+use super::digest::{Digest, Folded};
 use super::queue::Row;
 
 /// Magic and version of the format.
-const HEADER: &[u8; 16] = b"tocsin outbox 1\n";
+pub(super) const HEADER: &[u8; 16] = b"tocsin outbox 1\n";
 /// No frame is longer: a payload is at most 4 MiB, see `PAYLOAD_MAX`.
 const FRAME_MAX: usize = 8 << 20;
 const INTENT: u8 = 1;
 const SETTLED: u8 = 2;
 const MARK: u8 = 3;
+const FOLDED: u8 = 4;
+const TOLD: u8 = 5;
+const DIGESTS: u8 = 6;
+const DIGEST: u8 = 7;
 /// A frame with a kind and a place.
 const MARK_LENGTH: usize = 8 + 9;
 
@@ -35,6 +41,13 @@ pub(super) enum Entry {
     Intent(Row),
     /// The row of this name was delivered, or refused for good.
     Settled(String),
+    /// A notification has gone into the digest of its receiver.
+    Folded(Folded),
+    /// By the change of this number, the digest of the row's receiver has become the row.
+    Told(u64, Row),
+    /// So many digests follow; they are all there are after the change of this number.
+    Digests(u64, u32),
+    Digest(Digest),
 }
 
 impl Entry {
@@ -49,6 +62,24 @@ impl Entry {
                 content.push(SETTLED);
                 content.extend_from_slice(id.as_bytes());
             }
+            Self::Folded(folded) => {
+                content.push(FOLDED);
+                append_json(folded, &mut content);
+            }
+            Self::Told(number, row) => {
+                content.push(TOLD);
+                content.extend_from_slice(&number.to_le_bytes());
+                append_row(row, &mut content);
+            }
+            Self::Digests(number, count) => {
+                content.push(DIGESTS);
+                content.extend_from_slice(&number.to_le_bytes());
+                content.extend_from_slice(&count.to_le_bytes());
+            }
+            Self::Digest(digest) => {
+                content.push(DIGEST);
+                append_json(digest, &mut content);
+            }
         }
         append_frame(&content, out);
     }
@@ -61,6 +92,17 @@ impl Entry {
                 rest.is_empty().then_some(Self::Intent(row))
             }
             SETTLED => Some(Self::Settled(String::from_utf8(rest.to_vec()).ok()?)),
+            FOLDED => serde_json::from_slice(rest).ok().map(Self::Folded),
+            TOLD => {
+                let number = read_number(&mut rest)?;
+                let row = read_row(&mut rest)?;
+                rest.is_empty().then_some(Self::Told(number, row))
+            }
+            DIGESTS => {
+                let number = read_number(&mut rest)?;
+                Some(Self::Digests(number, u32::from_le_bytes(rest.try_into().ok()?)))
+            }
+            DIGEST => serde_json::from_slice(rest).ok().map(Self::Digest),
             _ => None,
         }
     }
@@ -93,6 +135,10 @@ pub(super) fn append_row(row: &Row, out: &mut Vec<u8>) {
     }
 }
 
+pub(super) fn append_json<T: Serialize>(value: &T, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, value).expect("digests have string keys, and memory takes everything");
+}
+
 pub(super) fn append_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
     out.extend_from_slice(bytes);
@@ -105,6 +151,10 @@ pub(super) fn read_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 pub(super) fn read_text(from: &mut &[u8]) -> Option<String> {
     String::from_utf8(read_bytes(from)?.to_vec()).ok()
+}
+
+pub(super) fn read_number(from: &mut &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?))
 }
 
 fn take<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {

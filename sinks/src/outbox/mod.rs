@@ -3,7 +3,14 @@
 //! A notification leaves at once, not at the next checkpoint. Before its first byte does, the journal holds it; after its
 //! end, the journal holds that too. So after a crash nothing is forgotten, and only what was on its way in that moment is
 //! told again, under the same name. A barrier is answered with the rows as they stand and never waits for a peer.
+//!
+//! When there is no room for more rows, what comes is folded into one digest for each receiver, which is told in their place
+//! as soon as there is room again. So input is always taken, and nothing is dropped without a word.
 
+mod book;
+#[cfg(test)]
+mod crashes;
+mod digest;
 mod journal;
 mod queue;
 
@@ -21,17 +28,21 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use vrl::value::Value;
 
-use journal::{Entry, Journal};
+pub(crate) use book::undelivered;
+use book::{Book, Entered};
+pub(crate) use digest::Digest;
+use digest::Item;
+use journal::Journal;
 pub(crate) use queue::{Answer, Row};
-use queue::{Limits, Next, Outcome, Queue};
+use queue::{Limits, Next, Outcome};
 
 use crate::retry;
 
 /// A rendered notification is not longer: what is, is refused.
 const PAYLOAD_MAX: usize = 4 << 20;
-/// How many rows wait at most; with more, no input is read, which slows the pipeline down.
-const ROWS_MAX: usize = 100_000;
-/// How much the waiting rows may take.
+/// How many rows wait at most; what comes beyond is folded into digests.
+pub(crate) const ROWS_MAX: usize = 100_000;
+/// How much the waiting rows may take, as before.
 const BYTES_MAX: usize = 64 << 20;
 /// How many names of settled rows the checkpoint holds; the journal holds more.
 const SETTLED_IN_STATE: usize = 10_000;
@@ -41,8 +52,6 @@ const SYNC_WITHIN: Duration = Duration::from_millis(20);
 const JOURNAL_GROWTH: u64 = 1 << 20;
 /// Waits are cut to this, so that a clock that is set is noticed.
 const WAIT_MAX: Duration = Duration::from_millis(250);
-/// The version of the state.
-const STATE_VERSION: u8 = 1;
 
 /// What a record is to be told as: one for each receiver.
 pub(crate) struct Draft {
@@ -57,6 +66,9 @@ pub(crate) trait Courier: Send + Sync + 'static {
     /// What is to be told of a record; an error refuses it.
     fn drafts(&self, batch: &Batch, row: u32) -> Result<Vec<Draft>, String>;
 
+    /// What is to be told of many records that were not told one by one.
+    fn digest(&self, digest: &Digest) -> Draft;
+
     /// Makes one attempt, within a time of its own.
     fn deliver(self: Arc<Self>, row: Row, now: Timestamp) -> BoxFuture<'static, Answer>;
 }
@@ -65,6 +77,8 @@ pub(crate) trait Courier: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) concurrency: usize,
+    /// How many rows may wait.
+    pub(crate) max_waiting: usize,
     pub(crate) max_age: Duration,
     pub(crate) retry: retry::Config,
 }
@@ -72,10 +86,8 @@ pub(crate) struct Settings {
 /// An outbox, open.
 pub(crate) struct Outbox {
     settings: Settings,
-    queue: Queue,
+    book: Book,
     journal: Option<Recorder>,
-    /// Whether anything has changed since the last answer to a barrier.
-    is_changed: bool,
 }
 
 /// Where an alert's record says who it is.
@@ -114,10 +126,11 @@ impl Identity {
 impl Outbox {
     /// Goes on from a checkpoint and rolls the journal forward: what was said since then stays said.
     pub(crate) async fn open(settings: Settings, context: &SinkContext) -> Result<Self, SinkError> {
-        let limits = Limits { rows: ROWS_MAX, bytes: BYTES_MAX, age: settings.max_age, retry: settings.retry };
-        let mut queue = Queue::new(limits);
+        let limits =
+            Limits { rows: settings.max_waiting, bytes: BYTES_MAX, age: settings.max_age, retry: settings.retry };
+        let mut book = Book::new(limits, context.data_dir.is_some());
         if let Some(state) = &context.restored {
-            restore(&mut queue, state).ok_or_else(|| SinkError("the state in the checkpoint does not read".into()))?;
+            book.restore(state).ok_or_else(|| SinkError("the state in the checkpoint does not read".into()))?;
         }
         let journal = match context.data_dir.clone() {
             None => None,
@@ -133,15 +146,16 @@ impl Outbox {
                     if fault::is_planted(Defect::NoRollForward) {
                         break;
                     }
-                    match entry {
-                        Entry::Intent(row) => drop(queue.offer(row)),
-                        Entry::Settled(id) => queue.settle(&id),
-                    }
+                    book.roll_forward(entry);
                 }
                 Some(Recorder::start(journal))
             }
         };
-        Ok(Self { settings, queue, journal, is_changed: true })
+        let mut outbox = Self { settings, book, journal };
+        if outbox.book.has_passed_journal() {
+            outbox.rewrite(context).await;
+        }
+        Ok(outbox)
     }
 
     /// Takes inputs and tells receivers, until the end.
@@ -153,10 +167,13 @@ impl Outbox {
         let mut attempts = JoinSet::new();
         let (mut has_ended, mut is_stopping) = (false, false);
         loop {
+            if !is_stopping {
+                self.tell_digests(&*courier, &context).await;
+            }
             let mut wait = None;
             while !is_stopping && attempts.len() < self.settings.concurrency {
                 let now = context.clock.now();
-                match self.queue.next(now) {
+                match self.book.next(now) {
                     Next::Idle => break,
                     Next::At(at) => {
                         wait = Some(at.since(now).min(WAIT_MAX));
@@ -173,11 +190,9 @@ impl Outbox {
                     }
                 }
             }
-            if has_ended && (is_stopping || self.queue.is_empty()) {
+            if has_ended && (is_stopping || self.book.is_empty()) {
                 break;
             }
-            // While it is being stopped everything is taken in, so that it is in the last state.
-            let has_room = is_stopping || !self.queue.is_full();
             tokio::select! {
                 biased;
                 () = context.stop.cancelled(), if !is_stopping => {
@@ -190,7 +205,7 @@ impl Outbox {
                     Err(error) => return Err(SinkError(format!("an attempt to deliver failed: {error}"))),
                 },
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
-                input = context.input.recv(), if !has_ended && has_room => match input.map(|input| input.split().0) {
+                input = context.input.recv(), if !has_ended => match input.map(|input| input.split().0) {
                     // The pipeline is gone without a word.
                     None => break,
                     Some(SinkInput::End) => has_ended = true,
@@ -212,7 +227,7 @@ impl Outbox {
     /// Puts what is to be told of a batch into the queue, and into the journal before anything of it leaves.
     async fn take<C: Courier>(&mut self, courier: &C, batch: &Batch, context: &SinkContext) {
         let now = context.clock.now();
-        let (mut frames, mut accepted) = (Vec::new(), 0);
+        let mut accepted = 0;
         for row in batch.rows() {
             let drafts = match courier.drafts(batch, row) {
                 Ok(drafts) => drafts,
@@ -229,11 +244,18 @@ impl Outbox {
                 }
                 let payload = Bytes::from(payload);
                 let arrival = batch.arrival;
+                let item = |draft: &Row| Item::of(&batch.value(row), &draft.thread, batch.time(row));
+                let receiving = receiver.clone();
                 let draft = Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival };
-                if self.queue.offer(draft.clone()) {
-                    is_accepted = true;
-                    if self.journal.is_some() {
-                        Entry::Intent(draft).append(&mut frames);
+                let entered = self.book.enter(draft, now, item);
+                is_accepted |= entered != Entered::Known;
+                if let Entered::Folded { is_first } = entered {
+                    context.metrics.notification("digested");
+                    if is_first {
+                        tracing::warn!(
+                            sink = %context.name, receiver = receiving,
+                            "as many notifications wait as may; what comes now is told as one digest when there is room"
+                        );
                     }
                 }
             }
@@ -248,21 +270,31 @@ impl Outbox {
                 (false, None) => context.metrics.dropped(Reason::Duplicate, 1),
             }
         }
-        self.is_changed = true;
         fault::point("outbox.intent");
-        self.record(frames, context).await;
+        self.record(context).await;
         fault::point("outbox.intended");
         context.metrics.sent(accepted);
     }
 
+    /// Puts the digests that can be told into the queue.
+    async fn tell_digests<C: Courier>(&mut self, courier: &C, context: &SinkContext) {
+        while let Some(digest) = self.book.due() {
+            let now = context.clock.now();
+            let Draft { id, receiver, thread, payload } = courier.digest(&digest);
+            tracing::warn!(sink = %context.name, receiver, id, count = digest.count(), "telling notifications as one digest");
+            let (payload, arrival) = (Bytes::from(payload), digest.arrival());
+            self.book.tell(Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival });
+            self.record(context).await;
+        }
+    }
+
     async fn answered(&mut self, id: &str, answer: Answer, context: &SinkContext) {
         let now = context.clock.now();
-        self.is_changed = true;
         let why = match &answer {
             Answer::Again { why, .. } => why.clone(),
             _ => String::new(),
         };
-        match self.queue.answered(id, answer, now) {
+        match self.book.answered(id, answer, now) {
             Outcome::Delivered(row) => {
                 context.metrics.notification("delivered");
                 context.metrics.latency(now.since(row.arrival).as_secs_f64());
@@ -281,16 +313,15 @@ impl Outbox {
                 context.rejected.tell(&letter, 0, Reason::Refused, &why).await;
             }
         }
-        let mut frames = Vec::new();
-        Entry::Settled(id.to_owned()).append(&mut frames);
-        self.record(frames, context).await;
+        self.record(context).await;
         fault::point("outbox.settled");
     }
 
-    /// Writes frames to the journal. Where that fails, notifications go on leaving: without the journal a crash may repeat
+    /// Writes to the journal what has changed. Where that fails, notifications go on leaving: without the journal a crash may repeat
     /// some, but keeping quiet about an alert is worse.
-    async fn record(&mut self, frames: Vec<u8>, context: &SinkContext) {
+    async fn record(&mut self, context: &SinkContext) {
         let Some(journal) = &mut self.journal else { return };
+        let frames = self.book.take_frames();
         if frames.is_empty() || journal.is_broken {
             return;
         }
@@ -304,13 +335,15 @@ impl Outbox {
     /// Writes the journal anew, with what is known and no more, where that is much shorter or the old one is broken.
     /// It then holds all that a checkpoint does, so that no older checkpoint can lack what was cut.
     async fn tidy(&mut self, context: &SinkContext) {
-        let Some(journal) = &mut self.journal else { return };
-        if !journal.is_broken && journal.length <= JOURNAL_GROWTH + 2 * journal.length_fresh {
-            return;
+        let Some(journal) = &self.journal else { return };
+        if journal.is_broken || journal.length > JOURNAL_GROWTH + 2 * journal.length_fresh {
+            self.rewrite(context).await;
         }
-        let mut frames = Vec::new();
-        self.queue.settled().for_each(|id| Entry::Settled(id.clone()).append(&mut frames));
-        self.queue.rows().for_each(|row| Entry::Intent(row.clone()).append(&mut frames));
+    }
+
+    async fn rewrite(&mut self, context: &SinkContext) {
+        let Some(journal) = &mut self.journal else { return };
+        let frames = self.book.whole();
         match journal.order(|done| Order::Rewrite { frames, done }).await {
             Ok(()) => {
                 journal.is_broken = false;
@@ -324,43 +357,8 @@ impl Outbox {
         }
     }
 
-    /// What a checkpoint holds: the rows, and the names of those settled last.
     fn state(&mut self) -> SinkState {
-        if !std::mem::take(&mut self.is_changed) {
-            return SinkState::Unchanged;
-        }
-        let mut state = vec![STATE_VERSION];
-        let rows = self.queue.rows();
-        state.extend_from_slice(&(rows.len() as u32).to_le_bytes());
-        rows.for_each(|row| journal::append_row(row, &mut state));
-        let settled = self.queue.settled();
-        let beyond = settled.len().saturating_sub(SETTLED_IN_STATE);
-        settled.skip(beyond).for_each(|id| journal::append_bytes(id.as_bytes(), &mut state));
-        SinkState::State(state.into())
-    }
-}
-
-/// Reads what [`Outbox::state`] wrote.
-fn restore(queue: &mut Queue, state: &[u8]) -> Option<()> {
-    let (version, rest) = state.split_first()?;
-    let (count, mut rest) = rest.split_at_checked(4)?;
-    if *version != STATE_VERSION {
-        return None;
-    }
-    for _ in 0..u32::from_le_bytes(count.try_into().ok()?) {
-        queue.offer(journal::read_row(&mut rest)?);
-    }
-    while !rest.is_empty() {
-        queue.settle(&journal::read_text(&mut rest)?);
-    }
-    Some(())
-}
-
-/// How many rows a state holds.
-pub(crate) fn undelivered(state: &[u8]) -> u64 {
-    match state {
-        [STATE_VERSION, a, b, c, d, ..] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
-        _ => 0,
+        self.book.state().map_or(SinkState::Unchanged, |state| SinkState::State(state.into()))
     }
 }
 

@@ -6,11 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tocsin_pipeline::time::Timestamp;
 
+use super::digest::{Digest, Folded, Item};
 use crate::retry::{self, Backoff};
 
 /// How many names of settled notifications are remembered. A replay offers again what was decided since the last
 /// checkpoint, which is far less; beyond the bound the oldest are forgotten and would be told again, under the same name.
 const SETTLED_MAX: usize = 100_000;
+/// How much all digests together may list beyond their first and last.
+const DIGESTS_WEIGHT_MAX: usize = 100_000;
 
 /// One notification for one receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) struct Row {
     /// Who is to be told.
     pub(crate) receiver: String,
     /// Rows of one receiver and thread are sent one after the other, in the order in which they came. Empty: of no thread.
+    /// A digest belongs to several, with spaces between them: it waits for the rows before it in each, as later rows of each
+    /// wait for it.
     pub(crate) thread: String,
     /// What is sent, rendered.
     pub(crate) payload: Bytes,
@@ -29,6 +34,17 @@ pub(crate) struct Row {
     pub(crate) created: Timestamp,
     /// When the record was read.
     pub(crate) arrival: Timestamp,
+}
+
+impl Row {
+    fn threads(&self) -> impl Iterator<Item = (String, String)> {
+        let threads = self.thread.split(' ').filter(|thread| !thread.is_empty());
+        threads.map(|thread| (self.receiver.clone(), thread.to_owned()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.len() + self.thread.len()
+    }
 }
 
 /// How an attempt went.
@@ -64,30 +80,52 @@ pub(crate) enum Next {
     Idle,
 }
 
+/// What became of a row that was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    Taken,
+    /// It is known or settled already: a replay has brought it again.
+    Known,
+    /// There is no room: it is to be folded into the digest of its receiver.
+    Full(Row),
+}
+
 /// The limits of a queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// What comes beyond so many rows goes into a digest.
     pub(crate) rows: usize,
+    /// As well as what comes beyond so many bytes.
     pub(crate) bytes: usize,
     /// A row that was not delivered in this time is refused.
     pub(crate) age: Duration,
     pub(crate) retry: retry::Config,
 }
 
-/// The rows that are not settled, and the names of those that are.
+/// The rows that are not settled, the names of those that are, and the digests of what did not fit.
+///
+/// Changes to digests are numbered, so that going on from a checkpoint and a journal, each of which may be the newer, makes
+/// each change once.
 pub(crate) struct Queue {
     limits: Limits,
     rows: BTreeMap<u64, Row>,
     sequence: u64,
     names: HashMap<String, u64>,
-    /// The rows of each thread in order; only the first may be sent.
+    /// The rows of each thread in order; only one that is the first of all its threads may be sent.
     threads: HashMap<(String, String), VecDeque<u64>>,
+    /// How many rows each receiver has.
+    waiting: HashMap<String, usize>,
     /// The rows that may be sent, by the moment from which they may.
     ready: BTreeSet<(Timestamp, u64)>,
     in_flight: HashSet<u64>,
     settled: HashSet<String>,
     settled_order: VecDeque<String>,
     bytes: usize,
+    /// By receiver: what is to be told as one when there is room.
+    digests: BTreeMap<String, Digest>,
+    digests_weight: usize,
+    /// The number of the last change to the digests.
+    number: u64,
 }
 
 impl Queue {
@@ -98,43 +136,130 @@ impl Queue {
             sequence: 0,
             names: HashMap::new(),
             threads: HashMap::new(),
+            waiting: HashMap::new(),
             ready: BTreeSet::new(),
             in_flight: HashSet::new(),
             settled: HashSet::new(),
             settled_order: VecDeque::new(),
             bytes: 0,
+            digests: BTreeMap::new(),
+            digests_weight: 0,
+            number: 0,
         }
     }
 
-    /// Takes a row, unless it is known or settled already: then a replay has brought it again.
-    pub(crate) fn offer(&mut self, row: Row) -> bool {
-        if self.names.contains_key(&row.id) || self.settled.contains(&row.id) {
-            return false;
+    /// Takes a row if there is room, and if no digest of its receiver waits: what comes later is told later.
+    pub(crate) fn offer(&mut self, row: Row) -> Offered {
+        if self.knows(&row.id) {
+            return Offered::Known;
         }
+        let is_full = self.rows.len() >= self.limits.rows || self.bytes >= self.limits.bytes;
+        if is_full || self.has_digest(&row.receiver) {
+            return Offered::Full(row);
+        }
+        self.insert(row);
+        Offered::Taken
+    }
+
+    /// Takes a row that was taken before, from a checkpoint or a journal.
+    pub(crate) fn restore(&mut self, row: Row) {
+        if !self.knows(&row.id) {
+            self.insert(row);
+        }
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.names.contains_key(id) || self.settled.contains(id)
+    }
+
+    fn insert(&mut self, row: Row) {
         let sequence = self.sequence;
         self.sequence += 1;
-        self.bytes += row.payload.len();
+        self.bytes += row.bytes();
         self.names.insert(row.id.clone(), sequence);
-        if row.thread.is_empty() {
-            self.ready.insert((row.next, sequence));
-        } else {
-            let thread = self.threads.entry((row.receiver.clone(), row.thread.clone())).or_default();
-            thread.push_back(sequence);
-            if thread.len() == 1 {
-                self.ready.insert((row.next, sequence));
-            }
+        *self.waiting.entry(row.receiver.clone()).or_default() += 1;
+        for thread in row.threads() {
+            self.threads.entry(thread).or_default().push_back(sequence);
         }
         self.rows.insert(sequence, row);
-        true
+        self.make_ready(sequence);
     }
 
-    /// Whether no more should be offered for now.
-    pub(crate) fn is_full(&self) -> bool {
-        self.rows.len() >= self.limits.rows || self.bytes >= self.limits.bytes
+    /// Lets a row be sent if it is the first of all its threads.
+    fn make_ready(&mut self, sequence: u64) {
+        let row = &self.rows[&sequence];
+        let is_first = row.threads().all(|thread| self.threads[&thread].front() == Some(&sequence));
+        if is_first && !self.in_flight.contains(&sequence) {
+            self.ready.insert((row.next, sequence));
+        }
     }
 
+    pub(crate) fn has_digest(&self, receiver: &str) -> bool {
+        self.digests.contains_key(receiver)
+    }
+
+    /// Folds a row that there is no room for into the digest of its receiver; its name is settled by that.
+    pub(crate) fn fold(&mut self, row: Row, item: Item, now: Timestamp) -> Folded {
+        let Row { id, receiver, arrival, .. } = row;
+        let folded = Folded { number: self.number + 1, id, receiver, item, now: now.0, arrival: arrival.0 };
+        self.fold_again(&folded);
+        folded
+    }
+
+    /// As [`Self::fold`], from a journal: a change that is known already is not made twice.
+    pub(crate) fn fold_again(&mut self, folded: &Folded) {
+        if folded.number > self.number {
+            self.number = folded.number;
+            let has_room = self.digests_weight < DIGESTS_WEIGHT_MAX;
+            let digest = self.digests.entry(folded.receiver.clone()).or_insert_with(|| Digest::new(folded));
+            self.digests_weight -= digest.weight();
+            digest.fold(folded, has_room);
+            self.digests_weight += digest.weight();
+        }
+        self.remember(folded.id.clone());
+    }
+
+    /// A digest that is to be told now: there is room again, more than for a few, or its receiver waits for nothing else.
+    pub(crate) fn due(&self) -> Option<&Digest> {
+        let slack = |limit: usize| limit - (limit / 8).max(1).min(limit);
+        let has_room = self.rows.len() <= slack(self.limits.rows) && self.bytes <= slack(self.limits.bytes);
+        self.digests.values().find(|digest| has_room || !self.waiting.contains_key(&digest.receiver))
+    }
+
+    /// The digest of the row's receiver has become this row. Gives the number of this change.
+    pub(crate) fn tell(&mut self, row: Row) -> u64 {
+        let number = self.number + 1;
+        self.tell_again(number, row);
+        number
+    }
+
+    /// As [`Self::tell`], from a journal.
+    pub(crate) fn tell_again(&mut self, number: u64, row: Row) {
+        if number > self.number {
+            self.number = number;
+            let digest = self.digests.remove(&row.receiver);
+            self.digests_weight -= digest.map_or(0, |digest| digest.weight());
+        }
+        self.restore(row);
+    }
+
+    /// The digests that wait, and the number of the last change to them.
+    pub(crate) fn digests(&self) -> (u64, impl ExactSizeIterator<Item = &Digest>) {
+        (self.number, self.digests.values())
+    }
+
+    /// How the digests stood after a change, from a checkpoint or a journal. Not for one that is passed.
+    pub(crate) fn restore_digests(&mut self, number: u64, digests: Vec<Digest>) {
+        if number > self.number {
+            self.number = number;
+            self.digests_weight = digests.iter().map(Digest::weight).sum();
+            self.digests = digests.into_iter().map(|digest| (digest.receiver.clone(), digest)).collect();
+        }
+    }
+
+    /// Whether nothing is left to be told.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.is_empty() && self.digests.is_empty()
     }
 
     pub(crate) fn rows(&self) -> impl ExactSizeIterator<Item = &Row> {
@@ -195,18 +320,21 @@ impl Queue {
 
     fn take(&mut self, sequence: u64) -> Row {
         let row = self.rows.remove(&sequence).expect("asked for by name");
-        self.bytes -= row.payload.len();
+        self.bytes -= row.bytes();
         self.names.remove(&row.id);
         self.ready.remove(&(row.next, sequence));
-        let thread = (row.receiver.clone(), row.thread.clone());
-        if let Some(followers) = self.threads.get_mut(&thread) {
+        if let Some(waiting) = self.waiting.get_mut(&row.receiver) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                self.waiting.remove(&row.receiver);
+            }
+        }
+        for thread in row.threads() {
+            let Some(followers) = self.threads.get_mut(&thread) else { continue };
             followers.retain(|follower| *follower != sequence);
-            match followers.front() {
+            match followers.front().copied() {
                 None => drop(self.threads.remove(&thread)),
-                Some(first) if !self.in_flight.contains(first) => {
-                    self.ready.insert((self.rows[first].next, *first));
-                }
-                Some(_) => {}
+                Some(first) => self.make_ready(first),
             }
         }
         self.remember(row.id.clone());
@@ -265,9 +393,9 @@ mod tests {
     fn rows_are_sent_in_order_and_those_of_a_thread_one_after_the_other() {
         let mut queue = Queue::new(limits());
         for (id, thread) in [("firing", "a"), ("resolved", "a"), ("other", "b")] {
-            assert!(queue.offer(row(id, thread)));
+            assert_eq!(queue.offer(row(id, thread)), Offered::Taken);
         }
-        assert!(queue.is_full());
+        assert_eq!(queue.offer(row("more", "a")), Offered::Full(row("more", "a")));
         assert_eq!(sent(&mut queue, NOON), ["firing", "other"]);
         let Outcome::Retry { at } = queue.answered("firing", again(), NOON) else { panic!("a retry") };
         assert_eq!(queue.next(at.saturating_sub(Duration::from_nanos(1))), Next::At(at));
@@ -279,13 +407,13 @@ mod tests {
     #[test]
     fn what_is_known_or_settled_is_not_taken_again() {
         let mut queue = Queue::new(limits());
-        assert!(queue.offer(row("a", "t")));
-        assert!(!queue.offer(row("a", "t")));
+        assert_eq!(queue.offer(row("a", "t")), Offered::Taken);
+        assert_eq!(queue.offer(row("a", "t")), Offered::Known);
         sent(&mut queue, NOON);
         queue.answered("a", Answer::Delivered, NOON);
-        assert!(!queue.offer(row("a", "t")));
+        assert_eq!(queue.offer(row("a", "t")), Offered::Known);
         queue.settle("b");
-        assert!(!queue.offer(row("b", "t")));
+        assert_eq!(queue.offer(row("b", "t")), Offered::Known);
         assert!(queue.is_empty());
         assert_eq!(queue.settled().collect::<Vec<_>>(), ["a", "b"]);
     }
@@ -327,5 +455,89 @@ mod tests {
         let wish = Some(Duration::from_secs(120));
         let outcome = queue.answered("a", Answer::Again { why: "busy".into(), wish }, NOON);
         assert_eq!(outcome, Outcome::Retry { at: NOON.saturating_add(Duration::from_secs(120)) });
+    }
+
+    fn fold(queue: &mut Queue, id: &str, state: &str, thread: &str) -> Folded {
+        let record = format!(r#"{{"alert":"{thread}","state":"{state}"}}"#);
+        let record = tocsin_pipeline::json::parse_value(record.as_bytes()).unwrap();
+        let Offered::Full(row) = queue.offer(row(id, thread)) else { panic!("{id} fits") };
+        queue.fold(row, Item::of(&record, thread, NOON), NOON)
+    }
+
+    /// Tells the digest that is due, under the name `id`.
+    fn tell(queue: &mut Queue, id: &str) -> u64 {
+        let digest = queue.due().expect("a digest is due");
+        queue.tell(Row { thread: digest.threads(), ..row(id, "") })
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_as_one_when_there_is_room_again() {
+        let mut queue = Queue::new(limits());
+        for (id, thread) in [("1", "a"), ("2", "b"), ("3", "c")] {
+            queue.offer(row(id, thread));
+        }
+        fold(&mut queue, "4", "resolved", "a");
+        fold(&mut queue, "5", "firing", "d");
+        assert_eq!(queue.offer(row("4", "a")), Offered::Known);
+        assert_eq!(queue.due(), None);
+        assert_eq!(sent(&mut queue, NOON), ["1", "2", "3"]);
+        queue.answered("2", Answer::Delivered, NOON);
+        // There is room, but what comes after the digest must not be told before it.
+        fold(&mut queue, "6", "resolved", "d");
+        tell(&mut queue, "digest");
+        assert_eq!(queue.offer(row("7", "d")), Offered::Full(row("7", "d")), "the digest takes the room");
+        // It tells of the end of `a`, whose beginning is still on its way.
+        assert_eq!(sent(&mut queue, NOON), Vec::<String>::new());
+        queue.answered("3", Answer::Delivered, NOON);
+        assert_eq!(queue.offer(row("7", "d")), Offered::Taken);
+        queue.answered("1", Answer::Delivered, NOON);
+        assert_eq!(sent(&mut queue, NOON), ["digest"]);
+        queue.answered("digest", Answer::Delivered, NOON);
+        assert_eq!(sent(&mut queue, NOON), ["7"]);
+    }
+
+    #[test]
+    fn a_receiver_that_waits_for_nothing_is_told_although_others_fill_the_queue() {
+        let mut queue = Queue::new(limits());
+        for id in ["1", "2", "3"] {
+            queue.offer(Row { receiver: "dead".into(), ..row(id, "") });
+        }
+        fold(&mut queue, "4", "firing", "a");
+        assert_eq!(queue.due().map(Digest::count), Some(1));
+        tell(&mut queue, "digest");
+        assert_eq!(queue.due(), None);
+        fold(&mut queue, "5", "resolved", "a");
+        assert_eq!(queue.due(), None, "one after the other");
+    }
+
+    #[test]
+    fn a_change_to_a_digest_is_made_once() {
+        let mut queue = Queue::new(Limits { rows: 0, ..limits() });
+        let first = fold(&mut queue, "1", "firing", "a");
+        let second = fold(&mut queue, "2", "firing", "b");
+        let told = Row { thread: "a b".into(), ..row("digest", "") };
+        let number = queue.tell(told.clone());
+        let third = fold(&mut queue, "3", "firing", "c");
+        let standing = |queue: &Queue| queue.digests().1.map(|digest| digest.count()).collect::<Vec<_>>();
+        assert_eq!(standing(&queue), [1]);
+        // A checkpoint from after the second, and a journal from the beginning on.
+        let mut again = Queue::new(Limits { rows: 0, ..limits() });
+        again.restore_digests(2, {
+            let mut digest = Digest::new(&first);
+            digest.fold(&first, true);
+            digest.fold(&second, true);
+            vec![digest]
+        });
+        for folded in [&first, &second] {
+            again.fold_again(folded);
+            assert_eq!(standing(&again), [2]);
+        }
+        again.tell_again(number, told);
+        assert_eq!(standing(&again), Vec::<u64>::new());
+        again.fold_again(&third);
+        assert_eq!(standing(&again), [1]);
+        again.restore_digests(3, Vec::new());
+        assert_eq!(standing(&again), [1], "it is older");
+        assert_eq!(again.settled().collect::<Vec<_>>(), ["1", "2", "3"]);
     }
 }

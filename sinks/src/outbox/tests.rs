@@ -31,12 +31,21 @@ impl Courier for Peer {
         Ok(vec![draft])
     }
 
+    fn digest(&self, digest: &Digest) -> Draft {
+        let payload = digest.summary().into_bytes();
+        Draft { id: digest.id.clone(), receiver: digest.receiver.clone(), thread: digest.threads(), payload }
+    }
+
     fn deliver(self: Arc<Self>, row: Row, _: Timestamp) -> BoxFuture<'static, Answer> {
         Box::pin(async move {
             if self.is_silent.load(std::sync::atomic::Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
-            self.told.lock().unwrap().push(row.id);
+            let is_digest = row.payload.len() > 1;
+            self.told.lock().unwrap().push(match is_digest {
+                true => String::from_utf8(row.payload.to_vec()).unwrap(),
+                false => row.id,
+            });
             let mut answers = self.answers.lock().unwrap();
             if answers.is_empty() { Answer::Delivered } else { answers.remove(0) }
         })
@@ -49,14 +58,19 @@ fn text_of(value: &Value) -> String {
 
 struct Told {
     peer: Arc<Peer>,
+    max_waiting: usize,
     outbox: Option<Outbox>,
 }
 
 impl Sink for Told {
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
-            let settings =
-                Settings { concurrency: 4, max_age: Duration::from_secs(86_400), retry: retry::Config::default() };
+            let settings = Settings {
+                concurrency: 4,
+                max_waiting: self.max_waiting,
+                max_age: Duration::from_secs(86_400),
+                retry: retry::Config::default(),
+            };
             self.outbox = Some(Outbox::open(settings, context).await?);
             Ok(())
         })
@@ -68,7 +82,16 @@ impl Sink for Told {
 }
 
 async fn start(peer: &Arc<Peer>, state: Option<Bytes>, folder: Option<&std::path::Path>) -> Running {
-    let sink = Told { peer: Arc::clone(peer), outbox: None };
+    start_with(ROWS_MAX, peer, state, folder).await
+}
+
+async fn start_with(
+    max_waiting: usize,
+    peer: &Arc<Peer>,
+    state: Option<Bytes>,
+    folder: Option<&std::path::Path>,
+) -> Running {
+    let sink = Told { peer: Arc::clone(peer), max_waiting, outbox: None };
     Running::start(Box::new(sink), state, folder.map(Into::into)).await.unwrap()
 }
 
@@ -178,7 +201,7 @@ async fn a_journal_that_grows_is_written_anew_and_forgets_nothing() {
 async fn a_damaged_journal_is_refused_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("outbox.log"), b"not a journal, but long enough").unwrap();
-    let sink = Told { peer: Arc::default(), outbox: None };
+    let sink = Told { peer: Arc::default(), max_waiting: ROWS_MAX, outbox: None };
     let error = Running::start(Box::new(sink), None, Some(folder.path().into())).await.err().unwrap();
     assert!(error.0.contains("outbox.log: damaged at byte 0: not a journal"), "{error}");
 }
@@ -192,4 +215,31 @@ async fn a_record_that_cannot_be_told_is_refused_and_the_others_go_on() {
     running.end().await.unwrap();
     assert_eq!(peer.told(), ["a"]);
     assert_eq!(metrics.dropped_events(Reason::Refused), 1);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_told_as_one_whatever_happens_in_between() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Arc::<Peer>::default();
+    peer.is_silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    let running = start_with(2, &peer, None, Some(folder.path())).await;
+    for id in ["a", "b", "c", "d"] {
+        running.send(alert(id)).await;
+    }
+    // Input is taken although nothing leaves.
+    let state = running.state(1).await;
+    running.send(alert("e")).await;
+    running.barrier(2).await;
+    running.crash().await;
+    peer.is_silent.store(false, std::sync::atomic::Ordering::SeqCst);
+    let running = start_with(2, &peer, Some(state), Some(folder.path())).await;
+    let metrics = running.metrics.clone();
+    running.send(alert("e")).await;
+    running.end().await.unwrap();
+    let summary =
+        "3 notifications were not sent one by one since 2026-11-20T12:00:00Z; first: {\"id\":\"c\",\"thread\":\"t\"}";
+    let told = peer.told();
+    assert_eq!(told[..2], ["a", "b"]);
+    assert!(told[2].starts_with(summary) && told.len() == 3, "{told:?}");
+    assert_eq!(metrics.dropped_events(Reason::Duplicate), 1);
 }

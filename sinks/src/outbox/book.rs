@@ -1,0 +1,204 @@
+//! The outbox without its I/O: the queue, and what of its changes the journal must hold.
+
+use std::time::Duration;
+
+use tocsin_pipeline::time::Timestamp;
+
+use super::SETTLED_IN_STATE;
+use super::digest::{Digest, Folded, Item};
+use super::journal::{self, Entry};
+use super::queue::{Answer, Limits, Next, Offered, Outcome, Queue, Row};
+use crate::retry;
+
+/// The version of the state; 1 had no digests.
+const STATE_VERSION: u8 = 2;
+
+/// What became of a notification that was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    Taken,
+    /// A replay has brought it again.
+    Known,
+    /// It went into a digest, perhaps as the first.
+    Folded {
+        is_first: bool,
+    },
+}
+
+/// A queue whose changes are written down.
+pub(super) struct Book {
+    queue: Queue,
+    /// What is to be written to the journal before anything leaves; `None` where there is no journal.
+    frames: Option<Vec<u8>>,
+    /// Whether anything has changed since the last state was taken.
+    is_changed: bool,
+    /// The number of the last change in the journal that was read.
+    journal_number: u64,
+    /// Reading a journal: the digests that a list has promised, and those read of it.
+    listed: Option<(u64, u32, Vec<Digest>)>,
+}
+
+impl Book {
+    pub(super) fn new(limits: Limits, has_journal: bool) -> Self {
+        Self {
+            queue: Queue::new(limits),
+            frames: has_journal.then(Vec::new),
+            is_changed: true,
+            journal_number: 0,
+            listed: None,
+        }
+    }
+
+    /// Takes a notification, or folds it into a digest, listed as `item` says.
+    pub(super) fn enter(&mut self, row: Row, now: Timestamp, item: impl FnOnce(&Row) -> Item) -> Entered {
+        self.is_changed = true;
+        match self.queue.offer(row.clone()) {
+            Offered::Known => Entered::Known,
+            Offered::Taken => {
+                self.note(|| Entry::Intent(row));
+                Entered::Taken
+            }
+            Offered::Full(row) => {
+                let item = item(&row);
+                let is_first = !self.queue.has_digest(&row.receiver);
+                let folded = self.queue.fold(row, item, now);
+                self.note(|| Entry::Folded(folded));
+                Entered::Folded { is_first }
+            }
+        }
+    }
+
+    pub(super) fn next(&mut self, now: Timestamp) -> Next {
+        self.queue.next(now)
+    }
+
+    pub(super) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> Outcome {
+        self.is_changed = true;
+        let outcome = self.queue.answered(id, answer, now);
+        if !matches!(outcome, Outcome::Retry { .. }) {
+            self.note(|| Entry::Settled(id.to_owned()));
+        }
+        outcome
+    }
+
+    /// A digest that is to be told now.
+    pub(super) fn due(&self) -> Option<Digest> {
+        self.queue.due().cloned()
+    }
+
+    /// The digest of the row's receiver has become the row.
+    pub(super) fn tell(&mut self, row: Row) {
+        self.is_changed = true;
+        let number = self.queue.tell(row.clone());
+        self.note(|| Entry::Told(number, row));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn note(&mut self, entry: impl FnOnce() -> Entry) {
+        if let Some(frames) = &mut self.frames {
+            entry().append(frames);
+        }
+    }
+
+    /// What is to be added to the journal, or must have been before anything leaves.
+    pub(super) fn take_frames(&mut self) -> Vec<u8> {
+        self.frames.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// A journal that says what is known, and no more.
+    pub(super) fn whole(&mut self) -> Vec<u8> {
+        // What was to be added is in it.
+        self.take_frames();
+        let mut frames = Vec::new();
+        let (number, digests) = self.queue.digests();
+        Entry::Digests(number, digests.len() as u32).append(&mut frames);
+        digests.for_each(|digest| Entry::Digest(digest.clone()).append(&mut frames));
+        self.queue.settled().for_each(|id| Entry::Settled(id.clone()).append(&mut frames));
+        self.queue.rows().for_each(|row| Entry::Intent(row.clone()).append(&mut frames));
+        frames
+    }
+
+    /// Makes a change again that the journal speaks of.
+    pub(super) fn roll_forward(&mut self, entry: Entry) {
+        if let Entry::Folded(Folded { number, .. }) | Entry::Told(number, _) | Entry::Digests(number, _) = &entry {
+            self.journal_number = self.journal_number.max(*number);
+        }
+        match entry {
+            Entry::Intent(row) => self.queue.restore(row),
+            Entry::Settled(id) => self.queue.settle(&id),
+            Entry::Folded(folded) => self.queue.fold_again(&folded),
+            Entry::Told(number, row) => self.queue.tell_again(number, row),
+            Entry::Digests(number, 0) => self.queue.restore_digests(number, Vec::new()),
+            Entry::Digests(number, count) => self.listed = Some((number, count, Vec::new())),
+            Entry::Digest(digest) => {
+                let Some((number, count, mut digests)) = self.listed.take() else { return };
+                digests.push(digest);
+                match digests.len() < count as usize {
+                    true => self.listed = Some((number, count, digests)),
+                    false => self.queue.restore_digests(number, digests),
+                }
+            }
+        }
+    }
+
+    /// Whether the checkpoint holds changes that the journal has missed, since it could not be written or was taken away:
+    /// then it is to be written anew before it is added to.
+    pub(super) fn has_passed_journal(&self) -> bool {
+        self.queue.digests().0 > self.journal_number
+    }
+
+    /// What a checkpoint holds: the rows, the digests, and the names of those settled last. `None`: as before.
+    pub(super) fn state(&mut self) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.is_changed) {
+            return None;
+        }
+        let mut state = vec![STATE_VERSION];
+        let rows = self.queue.rows();
+        state.extend_from_slice(&(rows.len() as u32).to_le_bytes());
+        rows.for_each(|row| journal::append_row(row, &mut state));
+        let (number, digests) = self.queue.digests();
+        state.extend_from_slice(&number.to_le_bytes());
+        let digests: Vec<_> = digests.collect();
+        let mut json = Vec::new();
+        journal::append_json(&digests, &mut json);
+        journal::append_bytes(&json, &mut state);
+        let settled = self.queue.settled();
+        let beyond = settled.len().saturating_sub(SETTLED_IN_STATE);
+        settled.skip(beyond).for_each(|id| journal::append_bytes(id.as_bytes(), &mut state));
+        Some(state)
+    }
+
+    /// Reads what [`Self::state`] wrote.
+    pub(super) fn restore(&mut self, state: &[u8]) -> Option<()> {
+        let (version, rest) = state.split_first()?;
+        let (count, mut rest) = rest.split_at_checked(4)?;
+        if !(1..=STATE_VERSION).contains(version) {
+            return None;
+        }
+        for _ in 0..u32::from_le_bytes(count.try_into().ok()?) {
+            self.queue.restore(journal::read_row(&mut rest)?);
+        }
+        if *version >= 2 {
+            let number = journal::read_number(&mut rest)?;
+            let digests = serde_json::from_slice(journal::read_bytes(&mut rest)?).ok()?;
+            self.queue.restore_digests(number, digests);
+        }
+        while !rest.is_empty() {
+            self.queue.settle(&journal::read_text(&mut rest)?);
+        }
+        Some(())
+    }
+}
+
+/// How many notifications a state holds that are not delivered.
+pub(crate) fn undelivered(state: &[u8]) -> u64 {
+    let limits = Limits { rows: usize::MAX, bytes: usize::MAX, age: Duration::MAX, retry: retry::Config::default() };
+    let mut book = Book::new(limits, false);
+    match book.restore(state) {
+        Some(()) => book.queue.rows().len() as u64 + book.queue.digests().1.map(Digest::count).sum::<u64>(),
+        None => 0,
+    }
+}
