@@ -133,10 +133,15 @@ fn explain(plan: &Plan) -> String {
     let mut text = tocsin_config::build::build(plan).into_tasks(&Metrics::new()).explain();
     text.push_str("\nafter a crash\n");
     for source in &plan.sources {
-        let from = if source.options.is_replayable() {
-            "read again from the last checkpoint"
-        } else {
-            "cannot be read again: what was not in a checkpoint is lost, or sent again by its client"
+        let from = match source.journal {
+            _ if source.options.is_replayable() => "read again from the last checkpoint",
+            Some(_) if plan.daemon.data_dir.is_some() && source.options.acknowledges() => {
+                "read again from its journal: nothing that was acknowledged is lost"
+            }
+            Some(_) if plan.daemon.data_dir.is_some() => {
+                "read again from its journal: what came in the last 5 ms or 64 KiB can be lost"
+            }
+            _ => "cannot be read again: what was not in a checkpoint is lost, or sent again by its client",
         };
         text.push_str(&format!("  {} ({}): {from}\n", source.name, source.type_name));
     }

@@ -23,6 +23,7 @@ pub fn build(plan: &Plan) -> Graph {
             meaning: Meaning::of(source.type_name),
             source: built,
             intake: intake(source, &mut paths),
+            journal: source.journal,
             outputs: targets(plan, Outlet { component, port: 0 }),
             rejected: targets(plan, Outlet { component, port: REJECTED }),
         }

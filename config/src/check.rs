@@ -400,6 +400,7 @@ impl<'a> Checker<'a> {
                     plan.sources.push(PlannedSource {
                         name,
                         type_name: draft.type_name,
+                        journal: draft.common.journal(&*draft.options),
                         options: draft.options,
                         codec_name: draft.codec_name,
                         codec: draft.codec,
@@ -483,6 +484,7 @@ impl<'a> Checker<'a> {
         let types = self.catalog.sources;
         let options = self.typed(key, &mut node, Kind::Source, types, &further, |options| options.problems());
         self.examine(&shape, &mut common, &[], &key.name);
+        let journal = common.get("journal").map(|node| node.place.clone());
         let read = |value: ValueDeserializer<'_>| SourceOptions::deserialize(value);
         let common = self.parse(&common, &shape, &key.name, read, |options| options.check().0);
         let codec = match (codec, &options) {
@@ -490,6 +492,13 @@ impl<'a> Checker<'a> {
             (None, Some((_, options))) => self.codec(key, Node::text(options.default_codec(), node.place.clone())),
             (None, None) => None,
         };
+        if let (Some(true), Some((type_name, options)), Some(place)) =
+            (common.as_ref().and_then(|common| common.journal), &options, journal)
+            && options.is_replayable()
+        {
+            let message = format!("`{type_name}` can be read again after a crash, so it needs no journal");
+            self.problems.push(Found::new(&place, message).help("remove it"));
+        }
         let ((type_name, options), (codec_name, codec)) = (options?, codec?);
         let common = common?;
         let (_, records, timestamp) = common.check();

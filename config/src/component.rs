@@ -70,6 +70,11 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         false
     }
 
+    /// Whether clients wait until their records are durable: then what comes in is journaled where nothing else is said.
+    fn acknowledges(&self) -> bool {
+        false
+    }
+
     /// The codec where the configuration names none.
     fn default_codec(&self) -> &'static str {
         "text"
@@ -167,6 +172,7 @@ pub struct Type<C: ?Sized + 'static> {
 pub trait AnySource: Send + Sync {
     fn problems(&self) -> Vec<Problem>;
     fn is_replayable(&self) -> bool;
+    fn acknowledges(&self) -> bool;
     fn default_codec(&self) -> &'static str;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
@@ -178,6 +184,10 @@ impl<C: SourceConfig> AnySource for C {
 
     fn is_replayable(&self) -> bool {
         SourceConfig::is_replayable(self)
+    }
+
+    fn acknowledges(&self) -> bool {
+        SourceConfig::acknowledges(self)
     }
 
     fn default_codec(&self) -> &'static str {

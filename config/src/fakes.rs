@@ -59,6 +59,10 @@ fn one_second() -> Duration {
 impl SourceConfig for Tail {
     const NAME: &'static str = "tail";
 
+    fn is_replayable(&self) -> bool {
+        true
+    }
+
     fn problems(&self) -> Vec<Problem> {
         let empty = self.paths.is_empty().then(|| Problem::new("paths", "no path").help("name a file"));
         let slow = (self.poll_interval.0.as_secs() > 60).then(|| Problem::new("poll_interval", "seldom"));

@@ -9,10 +9,11 @@ use std::time;
 use chrono_tz::Tz;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tocsin_pipeline::graph::JournalOptions;
 use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
 use tocsin_pipeline::timestamp::{TimestampFormat, TimestampOptions as Timestamps};
 
-use crate::component::Problem;
+use crate::component::{AnySource, Problem};
 use crate::types::{ByteSize, Duration};
 
 /// The daemon itself: where it keeps its state, how often, and how much it may use.
@@ -143,6 +144,15 @@ pub struct SourceOptions {
     /// After how long without records a healthy partition stops holding others back: event time then follows the clock.
     #[serde(default = "ten_seconds")]
     pub idle_timeout: Duration,
+    /// Whether what comes in is written to a journal in the data directory, made durable, and only then worked on: after a
+    /// crash it is read again from there. Only for sources that cannot be read again otherwise, such as `http` or `socket`.
+    /// Default: `true` for `http` with `acknowledge = true` where there is a `data_dir`, else `false`.
+    pub journal: Option<bool>,
+    /// How large the journal may become: it holds what came in since the oldest checkpoint that is kept. Beyond it, and while
+    /// its disk is full or broken, clients that wait for an acknowledgement are refused, and all others wait. At least
+    /// `"1MiB"`.
+    #[serde(default = "one_gibibyte")]
+    pub journal_max_bytes: ByteSize,
 }
 
 /// Where an event's time is, and how it is written.
@@ -307,8 +317,21 @@ impl SourceOptions {
     pub(crate) fn check(&self) -> (Vec<Problem>, RecordOptions, Option<Timestamps>) {
         let mut problems = Vec::new();
         let records = self.records(&mut problems);
+        if self.journal_max_bytes.0 < 1 << 20 {
+            problems.push(
+                Problem::new("journal_max_bytes", "too little for a journal")
+                    .help("write at least \"1MiB\"; the default is \"1GiB\""),
+            );
+        }
         let timestamp = self.timestamp.as_ref().and_then(|timestamp| timestamp.check(&mut problems));
         (problems, records, timestamp)
+    }
+
+    /// Whether a source of these options is journaled.
+    pub(crate) fn journal(&self, source: &dyn AnySource) -> Option<JournalOptions> {
+        let is_wanted = self.journal.unwrap_or_else(|| source.acknowledges());
+        let (is_asked_for, max_bytes) = (self.journal.is_some(), self.journal_max_bytes.0);
+        is_wanted.then_some(JournalOptions { is_asked_for, max_bytes })
     }
 
     fn records(&self, problems: &mut Vec<Problem>) -> RecordOptions {
@@ -401,6 +424,10 @@ fn memory() -> ByteSize {
 
 fn one_mebibyte() -> ByteSize {
     ByteSize(1 << 20)
+}
+
+fn one_gibibyte() -> ByteSize {
+    ByteSize(1 << 30)
 }
 
 fn sixty_four_mebibytes() -> ByteSize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use tocsin_pipeline::graph::JournalOptions;
 use tocsin_pipeline::source::RecordOptions;
 use tocsin_pipeline::time::Timestamp;
 
@@ -84,6 +85,8 @@ pub struct PlannedSource {
     pub on_decode_error: OnDecodeError,
     pub out_of_order: Duration,
     pub idle_timeout: Duration,
+    /// Whether what comes in is made durable before it is worked on.
+    pub journal: Option<JournalOptions>,
     pub place: Place,
     /// The folder of its file, for [`BuildContext::folder`](crate::component::BuildContext).
     pub folder: PathBuf,

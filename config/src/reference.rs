@@ -383,6 +383,12 @@ mod tests {
             Every source has the output `NAME.rejected`: records that are too long or that the codec cannot read, as dead letters.
 
             - **`idle_timeout`** (length of time, default `"10s"`): After how long without records a healthy partition stops holding others back: event time then follows the clock.
+            - **`journal`** (`true` or `false`): Whether what comes in is written to a journal in the data directory, made durable, and only then worked on: after a
+              crash it is read again from there. Only for sources that cannot be read again otherwise, such as `http` or `socket`.
+              Default: `true` for `http` with `acknowledge = true` where there is a `data_dir`, else `false`.
+            - **`journal_max_bytes`** (size, default `"1GiB"`): How large the journal may become: it holds what came in since the oldest checkpoint that is kept. Beyond it, and while
+              its disk is full or broken, clients that wait for an acknowledgement are refused, and all others wait. At least
+              `"1MiB"`.
             - **`max_record_bytes`** (size, default `"1MiB"`): Longer records are cut off or rejected, as `too_long` says, and never buffered. At most `"256MiB"`.
             - **`multiline`** (table): Lines that belong together: stack traces, wrapped messages. Only for sources that read lines.
               - **`mode`** (`"start"` or `"end"` or `"continue_past"` or `"continue_through"`, required): What a match says of a line.

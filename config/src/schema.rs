@@ -209,7 +209,7 @@ mod tests {
         .assert_eq(&serde_json::to_string_pretty(&section("sinks")).unwrap());
         let source = &section("sources")["oneOf"][0];
         let options: Vec<&String> = source["properties"].as_object().unwrap().keys().collect();
-        expect![[r#"["codec", "idle_timeout", "max_record_bytes", "multiline", "on_decode_error", "out_of_order", "paths", "poll_interval", "read_from", "timestamp", "too_long", "type"]"#]].assert_eq(&format!("{options:?}"));
+        expect![[r#"["codec", "idle_timeout", "journal", "journal_max_bytes", "max_record_bytes", "multiline", "on_decode_error", "out_of_order", "paths", "poll_interval", "read_from", "timestamp", "too_long", "type"]"#]].assert_eq(&format!("{options:?}"));
     }
 
     #[test]

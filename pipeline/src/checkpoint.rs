@@ -38,6 +38,9 @@ struct Manifest {
     /// What gives the state its meaning; `None`: written by a version that did not say.
     #[serde(default)]
     components: Option<Facts>,
+    /// By source: the first record of its journal that is not part of the epoch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    journals: BTreeMap<String, u64>,
     /// When it was written, for people.
     written_at: String,
 }
@@ -74,6 +77,8 @@ pub struct Snapshot {
     pub sinks: BTreeMap<String, Bytes>,
     /// `None`: as in the epoch before.
     pub ledger: Option<Ledger>,
+    /// By source that has one: where its journal goes on.
+    pub journals: BTreeMap<String, u64>,
 }
 
 impl Snapshot {
@@ -87,6 +92,7 @@ impl Snapshot {
         }
         self.sinks.extend(later.sinks);
         self.ledger = later.ledger.or(self.ledger.take());
+        self.journals.extend(later.journals);
     }
 }
 
@@ -101,6 +107,7 @@ pub struct Restored {
     pub ledger: Ledger,
     /// What gave it its meaning when it was written.
     pub facts: Facts,
+    pub journals: BTreeMap<String, u64>,
 }
 
 impl Restored {
@@ -120,7 +127,10 @@ impl Restored {
     pub fn forget(&mut self, verdicts: &[Verdict]) {
         for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| !verdict.fate.is_kept()) {
             match role {
-                Role::Source => drop(self.sources.remove(name)),
+                Role::Source => {
+                    self.sources.remove(name);
+                    self.journals.remove(name);
+                }
                 Role::Operator => drop(self.operators.remove(name)),
                 Role::Sink => drop(self.sinks.remove(name)),
             }
@@ -168,6 +178,12 @@ pub fn decide(mut found: Vec<Found>) -> Recovery {
     }
 }
 
+/// What a kept epoch refers to outside its manifest.
+struct Kept {
+    segments: BTreeSet<u64>,
+    journals: BTreeMap<String, u64>,
+}
+
 /// Writes checkpoints to a data directory and reads them back.
 pub struct Checkpoints {
     storage: Arc<dyn Storage>,
@@ -176,8 +192,8 @@ pub struct Checkpoints {
     current: Option<Manifest>,
     /// The sizes of the segments that kept manifests refer to.
     segments: BTreeMap<u64, u64>,
-    /// The segments each kept epoch refers to.
-    kept: BTreeMap<u64, BTreeSet<u64>>,
+    /// What each kept epoch refers to.
+    kept: BTreeMap<u64, Kept>,
     /// What was collected for epochs whose writing failed: operators do not hand it out again.
     unsaved: Snapshot,
     /// What gives the state of the components that run its meaning.
@@ -259,7 +275,10 @@ impl Checkpoints {
         // What is migrated is in the next epoch whole, in its new version.
         for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| verdict.fate != Fate::Kept) {
             match role {
-                Role::Source => drop(current.sources.remove(name)),
+                Role::Source => {
+                    current.sources.remove(name);
+                    current.journals.remove(name);
+                }
                 Role::Operator => drop(current.operators.remove(name)),
                 Role::Sink => drop(current.sinks.remove(name)),
             }
@@ -285,6 +304,12 @@ impl Checkpoints {
         self.segments.len() > 64 || held > 4 * live + (64 << 20)
     }
 
+    /// The first record of a source's journal that some kept epoch may be gone on from; what is before it is not needed.
+    pub fn journal_floor(&self, source: &str) -> u64 {
+        // An epoch from before there was a journal is gone on from with all of it.
+        self.kept.values().map(|kept| kept.journals.get(source).copied().unwrap_or(0)).min().unwrap_or(0)
+    }
+
     /// Keeps what was collected for an epoch that is abandoned: it goes out with the next.
     pub fn hold(&mut self, snapshot: Snapshot) {
         self.unsaved.overlay(snapshot);
@@ -302,6 +327,7 @@ impl Checkpoints {
             sinks: BTreeMap::new(),
             ledger: Ledger::default(),
             components: None,
+            journals: BTreeMap::new(),
             written_at: String::new(),
         });
         manifest.epoch = epoch;
@@ -311,6 +337,7 @@ impl Checkpoints {
         if let Some(ledger) = &self.unsaved.ledger {
             manifest.ledger = ledger.clone();
         }
+        manifest.journals.extend(self.unsaved.journals.clone());
         let mut segment = FileWriter::new(epoch);
         for (operator, (version, pieces)) in &self.unsaved.operators {
             let entry = manifest.operators.entry(operator.clone()).or_default();
@@ -381,7 +408,8 @@ impl Checkpoints {
     }
 
     fn keep(&mut self, epoch: u64, manifest: &Manifest) {
-        self.kept.insert(epoch, places(manifest).map(|place| place.segment).collect());
+        let segments = places(manifest).map(|place| place.segment).collect();
+        self.kept.insert(epoch, Kept { segments, journals: manifest.journals.clone() });
     }
 
     /// Puts manifests that cannot be used aside, for people, and deletes what a crash has left of epochs that never
@@ -411,7 +439,7 @@ impl Checkpoints {
             fault::point("garbage.manifest");
             let _ = self.storage.remove(&self.path("manifest", epoch));
         }
-        let needed: BTreeSet<u64> = self.kept.values().flatten().copied().collect();
+        let needed: BTreeSet<u64> = self.kept.values().flat_map(|kept| &kept.segments).copied().collect();
         let stale: Vec<u64> = self.segments.keys().filter(|segment| !needed.contains(segment)).copied().collect();
         for segment in stale {
             fault::point("garbage.segment");
@@ -517,6 +545,7 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
         reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
     };
     let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
+    restored.journals = manifest.journals.clone();
     restored.ledger = manifest.ledger.clone();
     restored.facts = facts(&manifest);
     for (operator, pieces) in &manifest.operators {

@@ -55,6 +55,13 @@ pub const POINTS: &[&str] = &[
     "http.answered",
     "socket.write",
     "socket.written",
+    // The ingest journal.
+    "journal.append",
+    "journal.appended",
+    "journal.synced",
+    "journal.acknowledged",
+    "journal.replayed",
+    "journal.trimmed",
     // The file source.
     "input.open",
     "input.opened",

@@ -45,11 +45,22 @@ pub struct IntakeOptions {
     pub idle_timeout: std::time::Duration,
 }
 
+/// How what a source reads is made durable before it is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalOptions {
+    /// Without a data directory the source cannot run; otherwise it then runs without a journal.
+    pub is_asked_for: bool,
+    /// How large the journal may become.
+    pub max_bytes: u64,
+}
+
 pub struct SourceNode {
     pub name: Arc<str>,
     pub meaning: Meaning,
     pub source: Box<dyn Source>,
     pub intake: IntakeOptions,
+    /// `None`: it is not journaled.
+    pub journal: Option<JournalOptions>,
     pub outputs: Vec<Target>,
     /// Who takes its dead letters.
     pub rejected: Vec<Target>,
@@ -170,6 +181,7 @@ pub struct SourceTask {
     pub name: Arc<str>,
     pub source: Box<dyn Source>,
     pub intake: Arc<Intake>,
+    pub journal: Option<JournalOptions>,
     pub metrics: ComponentMetrics,
 }
 
@@ -490,7 +502,8 @@ impl<'a> Cutter<'a> {
             rejected,
             metrics: metrics.clone(),
         };
-        SourceTask { name: source.name, source: source.source, intake: Arc::new(intake), metrics }
+        let SourceNode { name, source, journal, .. } = source;
+        SourceTask { name, source, intake: Arc::new(intake), journal, metrics }
     }
 
     fn stage_chain(&mut self, stage: usize) -> (Chain<Work>, String) {

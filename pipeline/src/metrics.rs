@@ -27,6 +27,7 @@ pub struct Metrics {
     held: IntGaugeVec,
     latency: HistogramVec,
     pub edge_bytes: IntGaugeVec,
+    pub journal_bytes: IntGaugeVec,
     pub source_lag: GaugeVec,
     pub watermark: GaugeVec,
     pub checkpoint_duration: Histogram,
@@ -144,6 +145,7 @@ impl Metrics {
                 component,
             ),
             edge_bytes: gauges("tocsin_edge_bytes", "Bytes waiting between two components.", &["from", "to"]),
+            journal_bytes: gauges("tocsin_journal_bytes", "How large the journal of a source is.", component),
             source_lag: float_gauges(
                 "tocsin_source_lag_seconds",
                 "How far the newest event time is behind the clock.",

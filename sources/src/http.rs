@@ -60,7 +60,10 @@ const RETRY_AFTER_SECS: u32 = 1;
 /// **Late events:** all requests are one stream: where clients are behind each other, set `out_of_order`.
 ///
 /// **After a crash:** with `acknowledge = true` nothing that was answered with 200 is lost, and what was not answered may
-/// repeat if its client sends it again. Without it, what was answered and was not yet in a checkpoint is lost.
+/// repeat if its client sends it again. Where there is a `data_dir`, what comes in is journaled then (see `journal`): the
+/// answer waits for one fsync, a few milliseconds that many requests share, and what was answered is read again from the
+/// journal. With `journal = false` it waits for the next checkpoint. Without `acknowledge`, what was answered and is in
+/// neither a checkpoint nor a journal is lost.
 ///
 /// ```toml
 /// [sources.events]
@@ -101,7 +104,8 @@ pub(crate) struct Config {
     /// Certificate and key; without them the port speaks plain HTTP.
     #[serde(default)]
     tls: Option<TlsOptions>,
-    /// Whether 200 means that the records are in a checkpoint. Otherwise it means that the pipeline took them.
+    /// Whether 200 means that the records are durable: in the journal or in a checkpoint. Otherwise it means that the
+    /// pipeline took them.
     #[serde(default)]
     acknowledge: bool,
     /// How long a request waits for its acknowledgement before it is answered with 503.
@@ -222,6 +226,10 @@ impl SourceConfig for Config {
             }
         }
         problems
+    }
+
+    fn acknowledges(&self) -> bool {
+        self.acknowledge
     }
 
     fn default_codec(&self) -> &'static str {
@@ -421,7 +429,7 @@ impl Shared {
         }
         match timeout(self.config.acknowledge_timeout.0, acknowledged).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Refusal::busy("the pipeline stopped before the records were durable")),
+            Ok(Err(_)) => Err(Refusal::busy("the records could not be made durable")),
             Err(_) => Err(Refusal::busy("the records were not durable in time")),
         }
     }

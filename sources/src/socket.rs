@@ -27,7 +27,8 @@ use crate::streams::{Endpoint, Records, Streams};
 /// **Late events:** the connections of a source are one stream: a client that is behind the others needs `out_of_order`.
 ///
 /// **After a crash:** nothing repeats. What had been received and was not yet in a checkpoint is lost, and what clients send
-/// while nobody listens: sockets cannot be read again. Where that matters, send to `http` with `acknowledge = true`.
+/// while nobody listens: sockets cannot be read again. With `journal = true` only what was not yet in the journal is lost, the
+/// last 5 milliseconds or 64 KiB. Where nothing may be, send to `http` with `acknowledge = true`.
 ///
 /// ```toml
 /// [sources.in]

@@ -33,7 +33,8 @@ const STOP_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// **Late events:** lines are in the order in which they came.
 ///
 /// **After a crash:** nothing repeats. What had been read from the pipe and was not yet in a checkpoint is lost: a pipe cannot
-/// be read again. To read a file so that it can, use `file`.
+/// be read again. With `journal = true` only what was not yet in the journal is lost, the last 5 milliseconds or 64 KiB. To
+/// read a file so that it can be read again, use `file`.
 ///
 /// ```toml
 /// [sources.pipe]

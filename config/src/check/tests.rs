@@ -1275,6 +1275,27 @@ proptest::proptest! {
 }
 
 #[test]
+fn what_can_be_read_again_needs_no_journal() {
+    check(
+        "[sources.access]\ntype = \"tail\"\npaths = [\"a\"]\njournal = true\njournal_max_bytes = \"1KiB\"\n\n\
+         [sinks.out]\ntype = \"print\"\ninputs = [\"access\"]\n",
+        expect![[r#"
+            a.toml:4:11: error: `tail` can be read again after a crash, so it needs no journal
+            4 | journal = true
+              |           ^^^^
+            help: remove it
+
+            a.toml:5:21: error: too little for a journal
+            5 | journal_max_bytes = "1KiB"
+              |                     ^^^^^^
+            help: write at least "1MiB"; the default is "1GiB"
+
+            2 problems
+        "#]],
+    );
+}
+
+#[test]
 fn a_program_file_is_read_by_the_configuration() {
     let config = |path: &str| {
         let text = format!(

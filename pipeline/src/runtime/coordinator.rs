@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::edge::{Level, Signal, Ticket};
 use super::start::Runner;
 use super::{Accounts, Done, Failure, Report, RunError, Settings, StateReport};
 use crate::checkpoint::{Checkpoints, Snapshot};
-use crate::fault;
+use crate::fault::{self, Defect};
 use crate::ledger::{Audit, Ledger, LinkAccount};
 use crate::sink::{Answer, Prepared, Queued, SinkInput, SinkState};
 
@@ -43,6 +43,10 @@ pub(super) struct Coordinator {
     pub counted: usize,
     pub books: Books,
     pub levels: Vec<Level>,
+    /// Clients that wait for their records to be in a complete epoch, of epochs that could not be written.
+    pub waiting: Vec<oneshot::Sender<()>>,
+    /// The last epoch did not become complete: the next is due even if nothing happens.
+    pub is_behind: bool,
 }
 
 /// What the counts of the tasks are put together with.
@@ -105,7 +109,7 @@ impl Coordinator {
             }
             let now = activity.load(Ordering::Relaxed);
             // An idle daemon writes nothing.
-            if now != covered && self.ended < self.counts.0 {
+            if (now != covered || self.is_behind) && self.ended < self.counts.0 {
                 covered = now;
                 self.checkpoint(runner).await?;
             }
@@ -181,23 +185,31 @@ impl Coordinator {
             // Nothing is kept, so an acknowledgement can only mean that the record was taken.
             return self.pass_barrier(runner, 0, false).await.map(|collected| {
                 if let Some((_, ticket)) = collected {
-                    acknowledge(&ticket);
+                    acknowledge(&mut ticket.acknowledgements.lock().expect("no holder of this lock panics"));
                 }
             });
         };
         let epoch = checkpoints.next_epoch();
         let full = checkpoints.wants_full();
         let begun = runner.settings.clock.monotonic();
+        self.is_behind = true;
         fault::point("checkpoint.barrier");
         let Some((snapshot, ticket)) = self.pass_barrier(runner, epoch, full).await? else { return Ok(()) };
         fault::point("checkpoint.collected");
-        self.write(runner, epoch, snapshot).await;
+        let is_written = self.write(runner, epoch, snapshot).await;
+        self.is_behind = !is_written;
         if self.checkpoints.is_some() {
             let took = runner.settings.clock.monotonic().saturating_sub(begun);
             runner.settings.metrics.checkpoint_duration.observe(took.as_secs_f64());
         }
         fault::point("checkpoint.told");
-        acknowledge(&ticket);
+        let waiting = std::mem::take(&mut *ticket.acknowledgements.lock().expect("no holder of this lock panics"));
+        self.waiting.extend(waiting);
+        if is_written || fault::is_planted(Defect::EarlyAcknowledgement) {
+            acknowledge(&mut self.waiting);
+        }
+        // Those that have given up need not be told; the others are with the next epoch.
+        self.waiting.retain(|client| !client.is_closed());
         Ok(())
     }
 
@@ -210,6 +222,9 @@ impl Coordinator {
             (checkpoints, outcome)
         });
         let (checkpoints, outcome) = written.await.expect("writing a checkpoint does not panic");
+        if outcome.is_ok() {
+            runner.tell_journals(&checkpoints);
+        }
         self.checkpoints = Some(checkpoints);
         let metrics = &runner.settings.metrics;
         match outcome {
@@ -295,9 +310,12 @@ impl Coordinator {
                 report = self.reports.recv() => match report {
                     None => return Ok(None),
                     Some(Report::SourceEnded) => self.ended += 1,
-                    Some(Report::Source { name, positions, accounts }) => {
+                    Some(Report::Source { name, positions, journal, accounts }) => {
                         expected -= 1;
                         self.books.of_sources.extend(accounts);
+                        if let Some(journal) = journal {
+                            snapshot.journals.insert(name.to_string(), journal);
+                        }
                         snapshot.sources.insert(name.to_string(), positions);
                     }
                     Some(Report::Relay { accounts }) => {
@@ -428,9 +446,8 @@ impl Coordinator {
     }
 }
 
-fn acknowledge(ticket: &Ticket) {
-    let waiting = std::mem::take(&mut *ticket.acknowledgements.lock().expect("no holder of this lock panics"));
-    for client in waiting {
+fn acknowledge(waiting: &mut Vec<oneshot::Sender<()>>) {
+    for client in waiting.drain(..) {
         // A client that has gone away does not wait any more.
         let _ = client.send(());
     }

@@ -2,10 +2,12 @@
 
 mod coordinator;
 mod edge;
+mod journal;
 mod restore;
 mod source;
 mod stage;
 mod start;
+mod stored;
 mod wiring;
 
 use std::collections::BTreeMap;
@@ -101,11 +103,25 @@ impl From<Gone> for Failure {
 
 /// What the tasks tell the coordinator.
 pub(crate) enum Report {
-    Source { name: Arc<str>, positions: BTreeMap<String, LanePosition>, accounts: Accounts },
+    Source {
+        name: Arc<str>,
+        positions: BTreeMap<String, LanePosition>,
+        /// Where its journal goes on, if it has one.
+        journal: Option<u64>,
+        accounts: Accounts,
+    },
     SourceEnded,
-    Stage { operators: Vec<StateReport>, accounts: Accounts },
-    Relay { accounts: Accounts },
-    Sink { number: usize, answer: Answer },
+    Stage {
+        operators: Vec<StateReport>,
+        accounts: Accounts,
+    },
+    Relay {
+        accounts: Accounts,
+    },
+    Sink {
+        number: usize,
+        answer: Answer,
+    },
 }
 
 /// What a task has counted since it was started, by component.
@@ -153,11 +169,12 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         barriers: Vec::new(),
         relays: Vec::new(),
         tills: Vec::new(),
+        journals: BTreeMap::new(),
         hurry: Arc::new(Notify::new()),
         activity: Arc::new(AtomicU64::new(0)),
     };
     let Tasks { sources, stages, sinks } = tasks;
-    let (sources, sinks) = match runner.open(sources, sinks, &wiring, &mut restored).await {
+    let (sources, sinks) = match runner.open(sources, sinks, &wiring, &mut restored, checkpoints.as_ref()).await {
         Ok(open) => open,
         Err(error) => {
             aside.undo(&settings);
@@ -179,6 +196,8 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         counted,
         books: Books { restored: ledger, links, of_sources: Vec::new() },
         levels,
+        waiting: Vec::new(),
+        is_behind: false,
     };
     let outcome = coordinator.run(&mut runner).await;
     settings.status.is_ready.store(false, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What a pipeline starts from: the data directory, what has become of its state, and the operators that take it back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{RunError, Settings};
@@ -66,6 +66,9 @@ pub(super) fn evolve(
     Ok(verdicts)
 }
 
+/// The folders that the engine keeps in those of components.
+const LOGS: [&str; 1] = [super::journal::FOLDER];
+
 /// The folders of sources and sinks that nobody goes on from, moved out of the way of others of the same name: what is in
 /// them speaks of another configuration.
 #[derive(Default)]
@@ -85,7 +88,10 @@ impl SetAside {
             };
             let (from, to) = (above.join(name), above.join(format!("{name}.left-{epoch}")));
             // A component that never kept anything has no folder, or an empty one.
-            let is_empty = |folder: &PathBuf| settings.storage.list(folder).unwrap_or_default().is_empty();
+            let files = |folder: &Path| settings.storage.list(folder).unwrap_or_default();
+            let is_empty = |folder: &PathBuf| {
+                files(folder).is_empty() && LOGS.iter().all(|log| files(&folder.join(log)).is_empty())
+            };
             // Where it was done before a crash, the folder is that of the new one by now.
             if is_empty(&from) || !is_empty(&to) {
                 continue;
@@ -105,8 +111,10 @@ impl SetAside {
     pub(super) fn undo(&self, settings: &Settings) {
         for (from, to) in &self.moved {
             // What is there by now was made by a pipeline that never ran.
-            for name in settings.storage.list(from).unwrap_or_default() {
-                let _ = settings.storage.remove(&from.join(name));
+            for folder in LOGS.iter().map(|log| from.join(log)).chain([from.clone()]) {
+                for name in settings.storage.list(&folder).unwrap_or_default() {
+                    let _ = settings.storage.remove(&folder.join(name));
+                }
             }
             if let Err(error) = settings.storage.rename(to, from) {
                 tracing::error!(%error, folder = %to.display(), "cannot put it back");

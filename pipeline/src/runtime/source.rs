@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::edge::{Outlets, Signal, Ticket};
+use super::journal::{Events, Journaled};
 use super::stage::accounts;
 use super::{Failure, Report};
 use crate::checkpoint::LanePosition;
@@ -38,6 +39,7 @@ enum Item {
     Closed {
         lane: Arc<Lane>,
         keep: Option<serde_json::Value>,
+        journal: Option<u64>,
     },
     Barrier(Arc<Ticket>),
     /// The source has come to its own end.
@@ -49,6 +51,8 @@ struct After {
     position: Option<serde_json::Value>,
     acknowledgement: Option<oneshot::Sender<()>>,
     arrival: Timestamp,
+    /// Where the source's journal goes on after it.
+    journal: Option<u64>,
 }
 
 pub(super) struct SourceDriver {
@@ -56,12 +60,14 @@ pub(super) struct SourceDriver {
     pub intake: Arc<Intake>,
     pub book: Book,
     pub outlets: Outlets,
-    pub events: mpsc::Receiver<SourceEvent>,
+    pub events: Events,
     pub barriers: mpsc::Receiver<Arc<Ticket>>,
     pub reports: mpsc::Sender<Report>,
     pub clock: Arc<dyn Clock>,
     pub watermark: SourceWatermark,
     pub positions: BTreeMap<String, LanePosition>,
+    /// Where its journal goes on, if it has one.
+    pub journal: Option<u64>,
     /// How many blocks may be on other threads at once.
     pub parallel: usize,
     /// Where a checkpoint is asked for soon, because clients wait for it.
@@ -115,25 +121,27 @@ impl SourceDriver {
         (self.intake.options.idle_timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    fn accept(&self, event: SourceEvent, queue: &mut VecDeque<Item>) {
+    fn accept(&self, journaled: Journaled, queue: &mut VecDeque<Item>) {
+        let Journaled { event, arrival, next: journal } = journaled;
         queue.push_back(match event {
-            SourceEvent::Block(lane, block) => self.start(lane, block, queue.is_empty()),
+            SourceEvent::Block(lane, block) => self.start(lane, block, journal, queue.is_empty()),
             SourceEvent::Rejected { lane, offset, reason, message, raw } => {
-                let arrival = self.clock.now();
+                let arrival = arrival.unwrap_or_else(|| self.clock.now());
                 let taken = self.intake.refuse(lane, offset, reason, &message, raw, arrival);
-                Item::Ready { taken, after: After { position: None, acknowledgement: None, arrival } }
+                Item::Ready { taken, after: After { position: None, acknowledgement: None, arrival, journal } }
             }
             SourceEvent::Idle(lane) => Item::Idle(lane),
             SourceEvent::Stalled(lane) => Item::Stalled(lane),
-            SourceEvent::Closed { lane, keep } => Item::Closed { lane, keep },
+            SourceEvent::Closed { lane, keep } => Item::Closed { lane, keep, journal },
         });
     }
 
-    fn start(&self, lane: Arc<Lane>, mut block: Block, is_next: bool) -> Item {
+    fn start(&self, lane: Arc<Lane>, mut block: Block, journal: Option<u64>, is_next: bool) -> Item {
         let after = After {
             position: Some(std::mem::take(&mut block.position)),
             acknowledgement: block.acknowledgement.take(),
             arrival: block.arrival,
+            journal,
         };
         if is_next && block.bytes.len() <= INLINE_BYTES {
             return Item::Ready { taken: self.intake.take(lane, block), after };
@@ -159,6 +167,7 @@ impl SourceDriver {
                     let seen = self.watermark.seen(&lane.partition).0;
                     self.positions.insert(lane.partition.clone(), LanePosition { position, seen });
                 }
+                self.journal = after.journal.or(self.journal);
                 if let Some(acknowledgement) = after.acknowledgement {
                     acknowledgements.push(acknowledgement);
                     self.hurry.notify_one();
@@ -173,7 +182,8 @@ impl SourceDriver {
                 self.watermark.idle(&lane.partition, self.clock.now());
             }
             Item::Stalled(lane) => self.watermark.stalled(&lane.partition),
-            Item::Closed { lane, keep } => {
+            Item::Closed { lane, keep, journal } => {
+                self.journal = journal.or(self.journal);
                 self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let seen = self.watermark.seen(&lane.partition).0;
                 match keep {
@@ -189,8 +199,9 @@ impl SourceDriver {
             Item::Barrier(ticket) => {
                 ticket.acknowledgements.lock().expect("no holder of this lock panics").append(acknowledgements);
                 let positions = self.positions.clone();
-                let (name, accounts) = (Arc::clone(&self.name), accounts(&self.book, &self.outlets));
-                let _ = self.reports.send(Report::Source { name, positions, accounts }).await;
+                let (name, journal) = (Arc::clone(&self.name), self.journal);
+                let accounts = accounts(&self.book, &self.outlets);
+                let _ = self.reports.send(Report::Source { name, positions, journal, accounts }).await;
                 self.outlets.signal(Signal::Barrier(ticket)).await?;
             }
             Item::Ended => {

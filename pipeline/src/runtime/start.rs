@@ -5,17 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tokio::sync::{Notify, mpsc};
+use serde_json::Value as Json;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::edge::{Level, Signal, Ticket};
+use super::journal::{self, Events, Journal, OpenJournal};
 use super::source::SourceDriver;
 use super::stage::{Relay, run_gate, run_stage};
 use super::wiring::Wiring;
 use super::{Done, Failure, Report, RunError, Settings};
-use crate::checkpoint::Restored;
-use crate::graph::{SinkTask, SourceTask, StageTask, TaskId};
+use crate::checkpoint::{Checkpoints, Restored};
+use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId};
 use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, Till};
 use crate::source::{Source, SourceContext};
 use crate::tally::Book;
@@ -30,6 +32,7 @@ pub(super) struct OpenSource {
     source: Box<dyn Source>,
     context: SourceContext,
     driver: SourceDriver,
+    journal: Option<Journal>,
     barriers: mpsc::Sender<Arc<Ticket>>,
 }
 
@@ -54,6 +57,8 @@ pub(super) struct Runner<'a> {
     pub relays: Vec<Option<mpsc::Sender<Signal>>>,
     /// By sink: what it has counted.
     pub tills: Vec<Till>,
+    /// By source that has one: what its journal need not hold any more.
+    pub journals: BTreeMap<Arc<str>, watch::Sender<u64>>,
     pub hurry: Arc<Notify>,
     pub activity: Arc<AtomicU64>,
 }
@@ -66,9 +71,10 @@ impl Runner<'_> {
         sinks: Vec<SinkTask>,
         wiring: &Wiring,
         restored: &mut Restored,
+        checkpoints: Option<&Checkpoints>,
     ) -> Result<(Vec<OpenSource>, Vec<OpenSink>), RunError> {
         let sinks = self.open_sinks(sinks, wiring, restored).await?;
-        let sources = self.open_sources(sources, wiring, restored).await?;
+        let sources = self.open_sources(sources, wiring, restored, checkpoints).await?;
         Ok((sources, sinks))
     }
 
@@ -126,10 +132,11 @@ impl Runner<'_> {
         tasks: Vec<SourceTask>,
         wiring: &Wiring,
         restored: &mut Restored,
+        checkpoints: Option<&Checkpoints>,
     ) -> Result<Vec<OpenSource>, RunError> {
         let mut open = Vec::new();
         for (number, task) in tasks.into_iter().enumerate() {
-            let SourceTask { name, mut source, intake, metrics } = task;
+            let SourceTask { name, mut source, intake, journal, metrics } = task;
             let (was_there, positions) = match restored.sources.remove(&*name) {
                 Some(positions) => (true, positions),
                 None => (false, BTreeMap::new()),
@@ -140,19 +147,51 @@ impl Runner<'_> {
                 watermark.restore(partition, Timestamp(lane.seen));
             }
             let (events_sender, events) = mpsc::channel(SOURCE_EVENTS);
+            let data_dir = self.folder("sources", &name)?;
+            let mut lanes: BTreeMap<String, Json> =
+                positions.iter().map(|(partition, lane)| (partition.clone(), lane.position.clone())).collect();
+            let journal_position = restored.journals.get(&*name).copied();
+            let (events, journal) = match self.open_journal(&name, journal, journal_position, &intake).await? {
+                None => (Events::Direct(events), None),
+                Some((opened, is_kept, max_bytes)) => {
+                    for (partition, position) in opened.positions {
+                        match position {
+                            Some(position) => drop(lanes.insert(partition, position)),
+                            None => drop(lanes.remove(&partition)),
+                        }
+                    }
+                    let (output, journaled) = mpsc::channel(SOURCE_EVENTS);
+                    let kept = checkpoints.map_or(0, |checkpoints| checkpoints.journal_floor(&name));
+                    let (floor_sender, floor) = watch::channel(kept);
+                    self.journals.insert(Arc::clone(&name), floor_sender);
+                    let journal = Journal {
+                        source: Arc::clone(&name),
+                        codec: Arc::clone(&intake.options.codec),
+                        log: Some(opened.log),
+                        from: opened.from,
+                        is_kept,
+                        max_bytes,
+                        input: events,
+                        output,
+                        floor,
+                        activity: Arc::clone(&self.activity),
+                        clock: Arc::clone(&self.settings.clock),
+                        metrics: metrics.clone(),
+                        gauge: self.settings.metrics.journal_bytes.with_label_values(&[&*name]),
+                    };
+                    (Events::Journaled(journaled), Some(journal))
+                }
+            };
             let (barriers_sender, barriers) = mpsc::channel(1);
             let context = SourceContext {
                 name: Arc::clone(&name),
                 codec: Arc::clone(&options.codec),
                 out_of_order: options.out_of_order,
                 records: options.records.clone(),
-                positions: positions
-                    .iter()
-                    .map(|(partition, lane)| (partition.clone(), lane.position.clone()))
-                    .collect(),
+                positions: lanes,
                 restored: was_there,
                 once: self.settings.once,
-                data_dir: self.folder("sources", &name)?,
+                data_dir,
                 clock: Arc::clone(&self.settings.clock),
                 storage: Arc::clone(&self.settings.storage),
                 metrics,
@@ -175,14 +214,52 @@ impl Runner<'_> {
                 clock: Arc::clone(&self.settings.clock),
                 watermark,
                 positions,
+                journal: journal.as_ref().map(|journal| journal.from),
                 parallel: self.settings.threads.max(1) * 2,
                 hurry: Arc::clone(&self.hurry),
                 activity: Arc::clone(&self.activity),
                 is_stopping: Box::new(move || stop.is_cancelled()),
             };
-            open.push(OpenSource { source, context, driver, barriers: barriers_sender });
+            open.push(OpenSource { source, context, driver, journal, barriers: barriers_sender });
         }
         Ok(open)
+    }
+
+    /// The journal of a source: also of one that has none any more, but left something in it. With whether what comes is
+    /// kept in it, and its bound.
+    async fn open_journal(
+        &self,
+        name: &Arc<str>,
+        options: Option<JournalOptions>,
+        from: Option<u64>,
+        intake: &Intake,
+    ) -> Result<Option<(OpenJournal, bool, u64)>, RunError> {
+        if options.is_none() && from.is_none() {
+            return Ok(None);
+        }
+        let Some(folder) = self.folder("sources", name)? else {
+            if options.is_some_and(|options| options.is_asked_for) {
+                return Err(RunError::Start(format!(
+                    "the source `{name}` has `journal = true`, and there is nowhere to keep it; give [daemon] a data_dir"
+                )));
+            }
+            return Ok(None);
+        };
+        let (storage, folder) = (Arc::clone(&self.settings.storage), folder.join(journal::FOLDER));
+        let max_bytes = options.map_or(u64::MAX, |options| options.max_bytes);
+        let (source, codec) = (Arc::clone(name), Arc::clone(&intake.options.codec));
+        let opening =
+            tokio::task::spawn_blocking(move || journal::open(storage, &folder, max_bytes, from, &source, &codec));
+        let opened = opening.await.expect("opening a journal does not panic");
+        let opened = opened.map_err(|message| RunError::Component { component: name.to_string(), message })?;
+        Ok(Some((opened, options.is_some(), max_bytes)))
+    }
+
+    /// Tells the journals what they need not hold any more.
+    pub fn tell_journals(&self, checkpoints: &Checkpoints) {
+        for (source, floor) in &self.journals {
+            floor.send_replace(checkpoints.journal_floor(source));
+        }
     }
 
     fn folder(&self, kind: &str, name: &str) -> Result<Option<PathBuf>, RunError> {
@@ -226,13 +303,16 @@ impl Runner<'_> {
             }
         }
         for open in sources {
-            let OpenSource { source, context, driver, barriers } = open;
+            let OpenSource { source, context, driver, journal, barriers } = open;
             self.barriers.push(barriers);
             let name = Arc::clone(&driver.name);
             self.set.spawn(async move {
                 source.run(context).await.map_err(|error| Failure::of(&name, &error))?;
                 Ok(Done::Source)
             });
+            if let Some(journal) = journal {
+                self.set.spawn(async move { journal.run().await.map(|()| Done::Task) });
+            }
             self.set.spawn(async move { driver.run().await.map(|()| Done::Task) });
         }
         wiring.into_levels()

@@ -92,6 +92,8 @@ impl Log {
         let names = log.storage.list(folder).map_err(io("listing"))?;
         let mut found: Vec<(u64, u64)> = names.iter().filter_map(|name| parse(name)).collect();
         found.sort_unstable();
+        // A segment that is found counts from now on, so its name must not vanish: the ones before it may be deleted.
+        log.storage.sync_dir(folder).map_err(io("syncing"))?;
         log.next_number = found.last().map_or(1, |(number, _)| number + 1);
         let mut torn = Found::default();
         let mut end = None;

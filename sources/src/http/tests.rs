@@ -258,7 +258,7 @@ async fn an_acknowledged_request_is_answered_when_its_records_are_durable() {
 
     let request = tokio::spawn(post(address, "", "c"));
     drop(running.whole_block().await);
-    assert_eq!(request.await.unwrap(), "503 (retry) the pipeline stopped before the records were durable");
+    assert_eq!(request.await.unwrap(), "503 (retry) the records could not be made durable");
     running.stop().await.unwrap();
 
     let (mut running, address) = listen("acknowledge = true\nacknowledge_timeout = \"10ms\"", context()).await;
