@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::recover::Cost;
+
 /// Streams of logs and events: filter, aggregate, and be told at once when something breaks.
 #[derive(Debug, Parser)]
 #[command(name = "tocsin", version, disable_help_subcommand = true, propagate_version = true)]
@@ -29,6 +31,11 @@ pub enum Command {
     ///
     /// Exit status 0, or 1 where `--no-state-loss` is given and something would be lost.
     Plan(PlanArguments),
+    /// Tell what a data directory holds: epochs, positions, state. It may be that of a running daemon.
+    State(StateArguments),
+    /// Decide what the daemon must not decide by itself: go back to an older epoch, start without one, go on without a damaged
+    /// journal. Tells what it would do and what that costs; does it with `--accept`.
+    Recover(RecoverArguments),
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -103,6 +110,38 @@ pub struct PlanArguments {
     /// How it is told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct StateArguments {
+    /// The data directory.
+    #[arg(value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Show this epoch alone.
+    #[arg(long, value_name = "N")]
+    pub epoch: Option<u64>,
+    /// Show all that is known of one component, in the newest epoch or in that of `--epoch`.
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
+    /// Read every byte of every file instead, and tell what is damaged. Exit status 1 if anything is.
+    #[arg(long, conflicts_with_all = ["epoch", "component"])]
+    pub verify: bool,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct RecoverArguments {
+    /// The data directory. No daemon may be running on it.
+    #[arg(value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Go back to this epoch, one of those that `tocsin state` lists.
+    #[arg(long, value_name = "N")]
+    pub from: Option<u64>,
+    /// What may happen.
+    #[arg(long, value_enum)]
+    pub accept: Vec<Cost>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

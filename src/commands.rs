@@ -10,7 +10,7 @@ use tocsin_pipeline::metrics::Metrics;
 
 use crate::catalog::CATALOG;
 use crate::cli::{Arguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments};
-use crate::{drawing, plan, run, starter, testing};
+use crate::{drawing, plan, recover, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -27,6 +27,8 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
             print(&explain(&plan))
         }
         Command::Plan(arguments) => plan::plan(&arguments),
+        Command::State(arguments) => state::state(&arguments),
+        Command::Recover(arguments) => recover::recover(&arguments),
         Command::Graph(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))

@@ -4,12 +4,15 @@ mod admin;
 mod catalog;
 mod cli;
 mod commands;
+mod data_dir;
 mod drawing;
 mod logging;
 mod plan;
 mod progress;
+mod recover;
 mod run;
 mod starter;
+mod state;
 mod testing;
 
 use std::process::ExitCode;

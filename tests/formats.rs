@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::{Receiver, tocsin, update_expected, wait_for};
+use support::{Receiver, copy_folder, tocsin, update_expected, wait_for};
 
 fn formats() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats")
@@ -23,19 +23,6 @@ fn versions() -> Vec<PathBuf> {
     let mut versions: Vec<_> = entries.filter(|path| path.join("data").is_dir()).collect();
     versions.sort();
     versions
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Runs the pipeline that is in `folder`, with `data/` and `out/` beside it.
@@ -57,7 +44,7 @@ fn what_an_older_version_kept_is_gone_on_from() {
     assert!(!versions.is_empty(), "there are formats");
     for version in versions {
         let folder = tempfile::tempdir().unwrap();
-        copy(&version, folder.path());
+        copy_folder(&version, folder.path());
         let receiver = Receiver::start();
         let output = run(folder.path(), &receiver.url(), &["--once"])
             .stdin(File::open(version.join("rest.ndjson")).unwrap())

@@ -222,9 +222,9 @@ fn a_configuration_is_compared_with_a_data_directory_and_then_run_on_it() {
         fs::read_dir(folder.join("state/sinks")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     sinks.sort();
     check(
-        &format!("{sinks:?}"),
+        &format!("{sinks:?}").replace(char::is_numeric, ""),
         expect![[r#"
-        ["hook", "hook.left-2", "late", "windows"]
+        ["hook", "hook.left-", "late", "windows"]
     "#]],
     );
 }

@@ -171,7 +171,7 @@ pub fn decide(mut found: Vec<Found>) -> Recovery {
         None => {
             let reasons: Vec<_> = found.iter().filter_map(|found| found.damage.clone()).collect();
             Recovery::Refuse(format!(
-                "no checkpoint can be read ({}); restore the folder from a backup, or move it away to start afresh",
+                "no checkpoint can be read ({}); restore the folder from a backup, or see what `tocsin recover` can do",
                 reasons.join("; ")
             ))
         }
@@ -507,6 +507,11 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// How many bytes of state it holds.
+    pub fn bytes(&self) -> u64 {
+        places(&self.manifest).map(|place| place.length).sum()
+    }
+
     /// When it was written, as the daemon told it.
     pub fn written_at(&self) -> &str {
         &self.manifest.written_at
@@ -519,6 +524,12 @@ pub fn epochs(storage: &dyn Storage, data_dir: &Path) -> Result<Vec<u64>, Checkp
     let names =
         storage.list(&folder).map_err(|error| CheckpointError::Io { action: "listing", path: folder, error })?;
     Ok(names.iter().filter_map(|name| number(name, "manifest-")).collect())
+}
+
+/// Reads every byte of a file of checkpoints. `None`: the name is not that of one.
+pub fn verify(name: &str, content: &[u8]) -> Option<Result<(), Damaged>> {
+    let epoch = number(name, "manifest-").or_else(|| number(name, "segment-"))?;
+    Some(FileReader::new(name, epoch, content).and_then(|reader| reader.verify(epoch)))
 }
 
 /// Reads an epoch with all its pieces, or says what is wrong with it.

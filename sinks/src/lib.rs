@@ -27,3 +27,13 @@ pub static SINKS: &[SinkType] = &[
     SinkType::of::<socket::Config>(),
     SinkType::of::<webhook::Config>(),
 ];
+
+/// Reads a file that a sink keeps in its folder of the data directory: where it is damaged, and how. `None`: no sink has a file of
+/// this name.
+pub fn verify(name: &str, content: &[u8]) -> Option<Result<(), (u64, String)>> {
+    match name {
+        outbox::journal::NAME => Some(outbox::journal::verify(content)),
+        file::ledger::NAME => Some(file::ledger::verify(content)),
+        _ => None,
+    }
+}

@@ -28,7 +28,7 @@ const DURABLE: usize = 8;
 pub enum LogError {
     #[error("{action} {}: {error}", path.display())]
     Io { action: &'static str, path: PathBuf, error: io::Error },
-    #[error("{}: {damage}; move the folder away to go on without what it holds", folder.display())]
+    #[error("{}: {damage}; `tocsin recover` moves it aside, and what it holds is lost", folder.display())]
     Damaged { folder: PathBuf, damage: Damaged },
 }
 
@@ -376,6 +376,35 @@ impl Log {
     fn path(&self, number: u64, first: u64) -> PathBuf {
         self.folder.join(file_name(number, first))
     }
+}
+
+/// Reads a segment of a log to its end. `until` is the position of the first record of the segment after it, if there is
+/// one: what stands from there on does not count. `None`: the name is not that of a segment.
+pub fn verify(name: &str, content: &[u8], until: Option<u64>) -> Option<Result<(), Damaged>> {
+    let (number, first) = parse(name)?;
+    let read = || {
+        let reader = match FileReader::new(name, number, content) {
+            // It has not come to be.
+            Err(_) if content.len() <= HEADER && until.is_none_or(|until| until <= first) => return Ok(()),
+            reader => reader?,
+        };
+        let (mut at, mut position) = (FIRST_RECORD, first);
+        while at < content.len() as u64 && until.is_none_or(|until| position < until) {
+            match reader.record(at, position, Kind::Entry) {
+                Ok((_, next)) => (at, position) = (next, position + 1),
+                // It was being written when the machine stopped.
+                Err(_) if until.is_none() && !was_durable(&content[at as usize..], position) => return Ok(()),
+                Err(damage) => return Err(damage),
+            }
+        }
+        Ok(())
+    };
+    Some(read())
+}
+
+/// The position of the first record of the segment of this name; `None`: it is not the name of one.
+pub fn first_record(name: &str) -> Option<u64> {
+    parse(name).map(|(_, first)| first)
 }
 
 /// A place in a log that is being read.

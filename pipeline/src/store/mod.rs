@@ -158,6 +158,24 @@ impl<'a> FileReader<'a> {
 
     /// The payload of the record at `offset`, which must be of `kind`; and where the next begins.
     pub fn record(&self, offset: u64, epoch: u64, kind: Kind) -> Result<(&'a [u8], u64), Damaged> {
+        let (found, payload, next) = self.any(offset, epoch)?;
+        if found != kind as u8 {
+            return Err(self.damaged(offset, &format!("it is record {found} of epoch {epoch}")));
+        }
+        Ok((payload, next))
+    }
+
+    /// Reads every record, whatever its kind: all of them are of `epoch`.
+    pub fn verify(&self, epoch: u64) -> Result<(), Damaged> {
+        let mut at = FIRST_RECORD;
+        while at < self.content.len() as u64 {
+            (_, _, at) = self.any(at, epoch)?;
+        }
+        Ok(())
+    }
+
+    /// The kind and the payload of the record at `offset`, and where the next begins.
+    fn any(&self, offset: u64, epoch: u64) -> Result<(u8, &'a [u8], u64), Damaged> {
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         let frame = self
             .content
@@ -174,10 +192,10 @@ impl<'a> FileReader<'a> {
             return Err(self.damaged(offset, "the checksum does not match"));
         }
         let found = u64::from_le_bytes(body[..8].try_into().expect("eight bytes"));
-        if found != epoch || body[8] != kind as u8 {
+        if found != epoch {
             return Err(self.damaged(offset, &format!("it is record {} of epoch {found}", body[8])));
         }
-        Ok((&body[BODY..], offset + (FRAME + length) as u64))
+        Ok((body[8], &body[BODY..], offset + (FRAME + length) as u64))
     }
 
     fn damaged(&self, offset: u64, problem: &str) -> Damaged {

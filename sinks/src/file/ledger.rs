@@ -15,6 +15,9 @@ use tocsin_pipeline::store::{Append, Storage};
 
 use super::path::Identity;
 
+/// The name of the file.
+pub(crate) const NAME: &str = "opened";
+
 /// How many checkpoints the daemon may go back; one more than it keeps.
 const EPOCHS_KEPT: usize = 4;
 
@@ -144,13 +147,19 @@ impl Journal {
     /// Reads the journal of a folder.
     pub(super) fn open(storage: Arc<dyn Storage>, folder: Option<&Path>) -> io::Result<Self> {
         let Some(folder) = folder else { return Ok(Self::default()) };
-        let path = folder.join("opened");
+        let path = folder.join(NAME);
         let text = match storage.read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let lines = read(&text)?;
+        let lines = read(&text).map_err(|at| {
+            let told = format!(
+                "the line at byte {at} is damaged; `tocsin recover` moves the journal aside, after which what was written since the \
+                 checkpoint may stand in the files twice"
+            );
+            io::Error::new(io::ErrorKind::InvalidData, told)
+        })?;
         let mut journal = Self { place: Some(Place { storage, path }), ..Self::default() };
         for line in lines {
             match line {
@@ -262,8 +271,8 @@ impl Journal {
     }
 }
 
-/// Reads the lines of a journal.
-fn read(text: &[u8]) -> io::Result<Vec<Line>> {
+/// Reads the lines of a journal; the error is where one is damaged.
+fn read(text: &[u8]) -> Result<Vec<Line>, u64> {
     let mut lines = Vec::new();
     let mut at = 0;
     for line in text.split_inclusive(|byte| *byte == b'\n') {
@@ -271,14 +280,16 @@ fn read(text: &[u8]) -> io::Result<Vec<Line>> {
             Some(line) => lines.push(line),
             // A line that was being written when the daemon died: nothing was written to its file yet.
             None if at + line.len() == text.len() => {}
-            None => {
-                let told = format!("the line at byte {at} is damaged");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, told));
-            }
+            None => return Err(at as u64),
         }
         at += line.len();
     }
     Ok(lines)
+}
+
+/// Where a journal is damaged, and how.
+pub(crate) fn verify(text: &[u8]) -> Result<(), (u64, String)> {
+    read(text).map(drop).map_err(|at| (at, "a line that does not read".to_owned()))
 }
 
 /// A line is a checksum, a space and JSON.

@@ -1,6 +1,6 @@
 //! Files: exactly once, whatever happens to the daemon.
 
-mod ledger;
+pub(crate) mod ledger;
 mod output;
 mod path;
 mod writer;

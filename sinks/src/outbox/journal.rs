@@ -20,6 +20,8 @@ use tocsin_pipeline::time::Timestamp;
 use super::digest::{Digest, Folded};
 use super::queue::Row;
 
+/// The name of the file.
+pub(crate) const NAME: &str = "outbox.log";
 /// Magic and version of the format.
 pub(super) const HEADER: &[u8; 16] = b"tocsin outbox 1\n";
 /// No frame is longer: a payload is at most 4 MiB, see `PAYLOAD_MAX`.
@@ -214,6 +216,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Damage> {
     Ok(Contents { entries, whole: at })
 }
 
+/// Where a journal is damaged, and how.
+pub(crate) fn verify(bytes: &[u8]) -> Result<(), (u64, String)> {
+    read(bytes).map(drop).map_err(|damage| (damage.at as u64, damage.what.to_owned()))
+}
+
 /// Whether there is a mark at `from` or later.
 fn has_mark(bytes: &[u8], from: usize) -> bool {
     // Only what has the length of a mark is looked at closer: checksums of everything would take for ever.
@@ -248,7 +255,7 @@ impl Journal {
     /// Opens the journal of a folder, cuts off what a crash left incomplete, and gives what it holds. That is durable then:
     /// what was read is acted on.
     pub(super) fn open(storage: Arc<dyn Storage>, folder: &Path) -> io::Result<(Self, Vec<Entry>)> {
-        let path = folder.join("outbox.log");
+        let path = folder.join(NAME);
         let bytes = match storage.read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -257,7 +264,7 @@ impl Journal {
         let contents = read(&bytes).map_err(|damage| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{damage}; move the file away to go on, which may repeat notifications"),
+                format!("{damage}; `tocsin recover` moves it aside, which may repeat notifications"),
             )
         })?;
         let mut journal = Self { storage, path, file: None, length: contents.whole as u64 };

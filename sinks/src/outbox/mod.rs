@@ -11,7 +11,7 @@ mod book;
 #[cfg(test)]
 mod crashes;
 mod digest;
-mod journal;
+pub(crate) mod journal;
 mod queue;
 
 use std::sync::{Arc, mpsc as blocking};
