@@ -401,10 +401,14 @@ fn is_beginning(found: &There, generation: &Generation) -> bool {
     }
     let head = |path: &Path| {
         let (file, identity) = content::open(path)?;
-        Ok::<_, io::Error>((Content::new(file)?.head(found.size)?, identity))
+        let mut content = Content::new(file)?;
+        Ok::<_, io::Error>((content.head(found.size)?, identity, content.form))
     };
     match (head(&found.path), head(&generation.path)) {
-        (Ok((copied, _)), Ok((written, identity))) => identity == generation.identity() && copied == written,
+        // How long a compressed file is says nothing of how much it holds.
+        (Ok((copied, _, form)), Ok((written, identity, _))) => {
+            form == Form::Plain && identity == generation.identity() && copied == written
+        }
         _ => false,
     }
 }
