@@ -255,6 +255,27 @@ async fn a_truncated_log_that_has_grown_past_the_offset_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_copy_that_lacks_what_was_written_before_the_truncation_is_not_read_again() {
+    let logs = all();
+    let (text, expected) = lines(0, 50);
+    logs.append("app.log", &text);
+    let mut running = logs.start().await;
+    assert_eq!(running.records(50).await, expected);
+    fs::copy(logs.path("app.log"), logs.path("app.log.1")).unwrap();
+    logs.append("app.log", "in no file after this\n");
+    assert_eq!(running.records(1).await, ["in no file after this"]);
+    OpenOptions::new().write(true).open(logs.path("app.log")).unwrap().set_len(0).unwrap();
+    logs.append("app.log", "new\n");
+    assert_eq!(running.records(1).await, ["new"]);
+    let (rest, positions) = running.stop().await;
+    assert_eq!(rest, [""; 0]);
+    let mut running = logs.go_on(positions).await;
+    logs.append("app.log", "newer\n");
+    assert_eq!(running.records(1).await, ["newer"]);
+    assert_eq!(running.stop().await.0, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_copy_beside_a_log_is_not_read_again() {
     let logs = all();
     let (text, expected) = lines(0, 30);
@@ -311,6 +332,22 @@ async fn a_link_is_followed_to_where_it_leads_now() {
     logs.append("b", "three\n");
     let mut running = logs.go_on(positions).await;
     assert_eq!(running.records(1).await, ["three"]);
+}
+
+#[tokio::test]
+async fn a_small_compressed_log_that_begins_like_another_is_read() {
+    let logs = all();
+    let begin = "=".repeat(700);
+    logs.append("app.log", format!("{begin}\n{}\nnew\n", "+".repeat(1000)));
+    let mut running = logs.start().await;
+    assert_eq!(running.records(3).await[2], "new");
+    let (_, positions) = running.stop().await;
+    logs.append("app.log.1", format!("{begin}\nold one\nold two\n"));
+    logs.gzip("app.log.1", "app.log.1.gz");
+    assert!(fs::metadata(logs.path("app.log.1.gz")).unwrap().len() < 700);
+    let mut running = logs.go_on(positions).await;
+    assert_eq!(running.records(3).await, [begin.as_str(), "old one", "old two"]);
+    running.stop().await;
 }
 
 #[tokio::test]

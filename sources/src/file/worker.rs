@@ -483,15 +483,28 @@ impl Worker {
         } else {
             tracing::info!(path = %place.display(), "truncated; its new content is read");
             self.hand_over_rest(number)?;
-            let lane = Arc::clone(&self.generations[&number].lane);
-            self.remove(number);
-            self.emit(SourceEvent::Closed { lane, keep: None })?;
+            self.retire(number)?;
         }
         // At once, and not at the next look: it may have been renamed to where the patterns do not reach.
         match self.stat(&place) {
             Some(found) if found.identity == identity => self.begin(&found, origin, next, after, false),
             _ => Ok(()),
         }
+    }
+
+    /// Ends a generation whose file holds something else now. Its position is kept for a while, as that of a file that is
+    /// gone: a copy that was made a moment before the truncation is known by it, and holds nothing new.
+    fn retire(&mut self, number: u64) -> Result<(), End> {
+        let generation = self.generations.get_mut(&number).expect("the caller has it");
+        generation.position.identity = Identity::default();
+        generation.position.finished = Some(generation.position.offset);
+        generation.state = State::Vanished;
+        generation.displaced = None;
+        generation.close(&self.context.records);
+        self.open.remove(&number);
+        self.dirty.remove(&number);
+        self.timed.remove(&number);
+        self.close_lane(number)
     }
 
     /// Does what is due: lines that waited for more, files that were renamed and have been quiet.
