@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 mod kill;
 mod points;
+mod receivers;
+mod rotation;
 mod scene;
+mod sigterm;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -24,6 +27,21 @@ fn a_daemon_with_much_state_reads_again_after_it_was_killed() {
 #[test]
 fn killed_at_every_point_it_loses_and_repeats_nothing() {
     points::POINTS_CAMPAIGN.run();
+}
+
+#[test]
+fn a_log_is_read_exactly_once_however_it_is_rotated() {
+    rotation::ROTATION.run();
+}
+
+#[test]
+fn receivers_that_fail_are_told_everything_in_the_end() {
+    receivers::RECEIVERS.run();
+}
+
+#[test]
+fn it_stops_in_time_and_goes_on_without_loss_or_repetition() {
+    sigterm::SIGTERM.run();
 }
 
 /// The last result of each campaign, for people.

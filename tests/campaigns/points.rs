@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::ensure;
 use tocsin_pipeline::fault::POINTS;
@@ -104,12 +108,30 @@ address = "127.0.0.1:${LINES}"
 retry = { initial = "10ms", max = "50ms" }
 "#;
 
+/// Records that are pushed stand in a journal until a checkpoint has them.
+const PUSHED: &str = r#"
+[sources.pushed]
+type = "http"
+address = "${ADDRESS}"
+acknowledge = true
+codec = "json"
+
+[sinks.pushed_out]
+type = "file"
+inputs = ["pushed"]
+path = "${OUT}/pushed.ndjson"
+"#;
+
 /// How many large records there are: their notifications make the outbox's journal long enough to be written anew.
 const LARGE: u64 = 20;
+
+/// The point to die at, and at which visit.
+type Fault = Option<(&'static str, u64)>;
 
 fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
     let list = tempfile::NamedTempFile::new()?;
     story(order, None, Some(list.path()), outcome)?;
+    pushed(order, None, Some(list.path()), outcome)?;
     let hit: BTreeSet<String> = fs::read_to_string(list.path())?.lines().map(str::to_owned).collect();
     println!("{} of {} points are come to: {hit:?}", hit.len(), POINTS.len());
     let missed: Vec<_> = POINTS.iter().filter(|point| !hit.contains(**point)).collect();
@@ -123,7 +145,8 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         for point in points() {
             // The first visit is one that there is; later ones may not be.
             let visit = if round == 0 { 1 } else { random.between(2, 2 + 2 * round) };
-            let died = story(order, Some((point, visit)), None, outcome)?;
+            let told = if point.starts_with("journal.") { pushed } else { story };
+            let died = told(order, Some((point, visit)), None, outcome)?;
             *deaths.entry(point).or_default() += died;
             outcome.runs += 1;
             if !outcome.is_clean() {
@@ -142,22 +165,11 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
 
 /// A log that grows, is rotated, copied and truncated, and a daemon that is killed from outside, stopped and started again.
 /// Gives how often it died at its point.
-pub fn story(
-    order: &Order,
-    fault: Option<(&'static str, u64)>,
-    list: Option<&std::path::Path>,
-    outcome: &mut Outcome,
-) -> anyhow::Result<u64> {
+fn story(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome) -> anyhow::Result<u64> {
     let (receiver, lines) = (Receiver::start(order.seed), Lines::start());
     let variables = vec![("PORT", receiver.port().to_string()), ("LINES", lines.port().to_string())];
     let scene = Scene::new(order, PIPELINE, variables);
-    let mut keeper = Keeper::new(&scene);
-    if let Some((point, visit)) = fault {
-        keeper = keeper.with_fault(point, visit);
-    }
-    if let Some(list) = list {
-        keeper = keeper.listing(list.to_owned());
-    }
+    let mut keeper = keeper(&scene, fault, list);
     let mut writer = Writer::default();
     let is_written = |writer: &Writer| {
         let count = writer.kept().len() as u64;
@@ -213,14 +225,98 @@ pub fn story(
     Ok(keeper.deaths)
 }
 
+fn keeper<'s>(scene: &'s Scene, fault: Fault, list: Option<&Path>) -> Keeper<'s> {
+    let mut keeper = Keeper::new(scene);
+    if let Some((point, visit)) = fault {
+        keeper = keeper.with_fault(point, visit);
+    }
+    if let Some(list) = list {
+        keeper = keeper.listing(list.to_owned());
+    }
+    keeper
+}
+
+/// Clients push records until they are acknowledged, while the daemon is killed and started again.
+fn pushed(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome) -> anyhow::Result<u64> {
+    let mut client = Client::new()?;
+    let scene = Scene::new(order, PUSHED, vec![("ADDRESS", client.address.to_string())]);
+    let mut keeper = keeper(&scene, fault, list);
+    // What is acknowledged without a checkpoint comes from the journal after a kill.
+    keeper.start(&["--set", "daemon.checkpoint_interval=10s"]);
+    client.post(&mut keeper, 5)?;
+    keeper.kill();
+    keeper.start(&["--set", "daemon.checkpoint_interval=20ms"]);
+    for _ in 0..6 {
+        let newest = scene.newest_checkpoint();
+        client.post(&mut keeper, 3)?;
+        keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest)?;
+    }
+    keeper.terminate()?;
+    keeper.restart();
+    client.post(&mut keeper, 3)?;
+    keeper.terminate()?;
+    client.judge(&scene, outcome);
+    scene.audit(outcome);
+    Ok(keeper.deaths)
+}
+
+/// Posts numbered records to the daemon, each until it is acknowledged.
+struct Client {
+    address: SocketAddr,
+    next: u64,
+    /// What was sent again since no answer came: it may have been taken each time.
+    again: BTreeSet<u64>,
+}
+
+impl Client {
+    fn new() -> anyhow::Result<Self> {
+        // Free a moment ago; each daemon must be at the same one.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        Ok(Self { address, next: 0, again: BTreeSet::new() })
+    }
+
+    fn post(&mut self, keeper: &mut Keeper<'_>, count: u64) -> anyhow::Result<()> {
+        for seq in self.next..self.next + count {
+            let mut attempts = 0;
+            keeper.wait("an acknowledgement", || {
+                attempts += 1;
+                self.exchange(seq).unwrap_or(false)
+            })?;
+            if attempts > 1 {
+                self.again.insert(seq);
+            }
+        }
+        self.next += count;
+        Ok(())
+    }
+
+    fn exchange(&self, seq: u64) -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let body = format!("{{\"seq\":{seq}}}");
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close";
+        stream.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200"))
+    }
+
+    fn judge(&self, scene: &Scene, outcome: &mut Outcome) {
+        let mut seen = numbers(&scene.records("pushed.ndjson", outcome));
+        seen.sort_unstable();
+        seen.dedup_by(|later, earlier| later == earlier && self.again.contains(earlier));
+        outcome.compare("pushed.ndjson", 0..self.next, seen);
+    }
+}
+
 fn large(number: u64, seq: u64) -> String {
     // At a time that has come already, so that it changes no window.
     let line = Writer { padding: 60_000, ..Writer::default() }.line(seq - 1);
     line.replacen(&format!("\"seq\":{}", seq - 1), &format!("\"large\":{number}"), 1)
 }
 
-fn append(path: &std::path::Path, text: &str) -> std::io::Result<()> {
-    std::io::Write::write_all(&mut fs::OpenOptions::new().append(true).open(path)?, text.as_bytes())
+fn append(path: &Path, text: &str) -> std::io::Result<()> {
+    fs::OpenOptions::new().append(true).open(path)?.write_all(text.as_bytes())
 }
 
 fn judge(scene: &Scene, writer: &Writer, receiver: &Receiver, lines: &Lines, outcome: &mut Outcome) {
@@ -229,7 +325,7 @@ fn judge(scene: &Scene, writer: &Writer, receiver: &Receiver, lines: &Lines, out
     outcome.compare("kept.ndjson", kept.clone(), numbers(&read));
     let packed = fs::read(scene.out().join("kept.ndjson.gz")).unwrap_or_default();
     let mut text = String::new();
-    match std::io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(&packed[..]), &mut text) {
+    match flate2::read::MultiGzDecoder::new(&packed[..]).read_to_string(&mut text) {
         Ok(_) => {
             let unpacked = records(&text, "kept.ndjson.gz", outcome);
             outcome.compare("kept.ndjson.gz", kept.clone(), numbers(&unpacked));

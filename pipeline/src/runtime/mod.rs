@@ -3,7 +3,6 @@
 mod coordinator;
 mod edge;
 mod journal;
-mod offload;
 mod restore;
 mod source;
 mod stage;
@@ -22,7 +21,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::coordinator::{Books, Coordinator};
-pub use self::offload::offload;
 use self::restore::SetAside;
 use self::start::Runner;
 use self::wiring::Wiring;
