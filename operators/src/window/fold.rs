@@ -369,12 +369,14 @@ impl Prepare for Folder {
     fn prepare(&self, batch: Batch) -> Prepared {
         let (lane, arrival, records) = (Arc::clone(&batch.lane), batch.arrival, batch.len());
         let seen_max = batch.times.as_ref().map_or(Timestamp::MIN, |times| times.max);
+        // Where operators stand before the window the order is restored already; else this is set when it is.
+        let seen_before = batch.seen_before;
         let block_bytes = if self.0.keeps_late { batch.bytes() } else { 0 };
         let partial = self.0.fold(batch);
         let bytes = partial.table.bytes() + block_bytes;
         Prepared {
             lane,
-            seen_before: Timestamp::MIN,
+            seen_before,
             seen_max,
             arrival,
             records,

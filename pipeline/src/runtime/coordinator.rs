@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::edge::{Level, Signal, Ticket};
+use super::offload::offload;
 use super::start::Runner;
 use super::{Accounts, Done, Failure, Report, RunError, Settings, StateReport};
 use crate::checkpoint::{Checkpoints, Snapshot};
@@ -217,7 +218,7 @@ impl Coordinator {
     async fn write(&mut self, runner: &mut Runner<'_>, epoch: u64, snapshot: Snapshot) -> bool {
         let Some(mut checkpoints) = self.checkpoints.take() else { return false };
         let now = runner.settings.clock.now();
-        let written = tokio::task::spawn_blocking(move || {
+        let written = offload(move || {
             let outcome = checkpoints.write(epoch, snapshot, now);
             (checkpoints, outcome)
         });

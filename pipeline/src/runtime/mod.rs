@@ -3,6 +3,7 @@
 mod coordinator;
 mod edge;
 mod journal;
+mod offload;
 mod restore;
 mod source;
 mod stage;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::coordinator::{Books, Coordinator};
+pub use self::offload::offload;
 use self::restore::SetAside;
 use self::start::Runner;
 use self::wiring::Wiring;

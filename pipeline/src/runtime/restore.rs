@@ -18,7 +18,7 @@ pub(super) fn open(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoi
             data_dir.display()
         ))
     })?;
-    let lock = Lock::take(data_dir).map_err(RunError::Start)?;
+    let lock = settings.storage.lock(data_dir).map_err(RunError::Start)?;
     let (checkpoints, restored, passed_over) =
         Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
             CheckpointError::Io { .. } => RunError::Start(error.to_string()),

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::edge::{Outlets, Signal, Ticket};
 use super::journal::{Events, Journaled};
+use super::offload::offload;
 use super::stage::accounts;
 use super::{Failure, Report};
 use crate::checkpoint::LanePosition;
@@ -147,7 +148,7 @@ impl SourceDriver {
             return Item::Ready { taken: self.intake.take(lane, block), after };
         }
         let intake = Arc::clone(&self.intake);
-        Item::Running { work: tokio::task::spawn_blocking(move || intake.take(lane, block)), after }
+        Item::Running { work: offload(move || intake.take(lane, block)), after }
     }
 
     /// Does what an item asks for, now that all before it is done.

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::{Append, Storage};
+use super::{Append, Lock, Storage};
 use crate::fault::{self, Defect};
 
 /// The machine's file systems.
@@ -87,6 +87,10 @@ impl Storage for Disk {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    fn lock(&self, data_dir: &Path) -> Result<Lock, String> {
+        Lock::take(data_dir)
     }
 }
 

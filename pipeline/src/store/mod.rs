@@ -45,6 +45,13 @@ pub trait Storage: Debug + Send + Sync {
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
     /// Makes a folder and those above it, durably.
     fn create_dir(&self, folder: &Path) -> io::Result<()>;
+    /// Keeps every other daemon out of a data directory. By default nobody else can be in it.
+    ///
+    /// # Errors
+    /// When another process is in it, or the folder cannot be written; told with the way out.
+    fn lock(&self, _data_dir: &Path) -> Result<Lock, String> {
+        Ok(Lock { _file: None })
+    }
 }
 
 /// A file that grows at its end.
@@ -209,7 +216,8 @@ pub const FIRST_RECORD: u64 = HEADER as u64;
 /// The lock of a data directory: one daemon at a time. Released when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    /// `None` on a disk that one process has for itself.
+    _file: Option<File>,
 }
 
 impl Lock {
@@ -237,7 +245,7 @@ impl Lock {
         let mut file = file;
         // For people who look; the lock itself is the kernel's.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _file: file })
+        Ok(Self { _file: Some(file) })
     }
 }
 
