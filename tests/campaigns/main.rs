@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 mod kill;
+mod planted;
 mod points;
 mod receivers;
 mod rotation;
@@ -42,6 +43,12 @@ fn receivers_that_fail_are_told_everything_in_the_end() {
 #[test]
 fn it_stops_in_time_and_goes_on_without_loss_or_repetition() {
     sigterm::SIGTERM.run();
+}
+
+#[test]
+fn every_planted_defect_that_the_binary_can_show_is_caught() {
+    let unnoticed = planted::unnoticed();
+    assert!(unnoticed.is_empty(), "{unnoticed:?} went unnoticed");
 }
 
 /// The last result of each campaign, for people.
