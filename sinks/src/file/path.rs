@@ -313,7 +313,15 @@ impl Folder {
             .parent(path, false)
             .and_then(|(folder, name)| Ok(rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?));
         match found {
-            Ok(stat) => Ok(Some((Identity { dev: stat.st_dev, ino: stat.st_ino }, stat.st_size.max(0) as u64))),
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => {
+                    Ok(Some((Identity { dev: stat.st_dev, ino: stat.st_ino }, stat.st_size.max(0) as u64)))
+                }
+                // What cannot be opened must not be taken for a file that recovery could cut back.
+                FileType::Directory => Err(rustix::io::Errno::ISDIR.into()),
+                FileType::Symlink => Err(rustix::io::Errno::LOOP.into()),
+                _ => Err(rustix::io::Errno::NXIO.into()),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
