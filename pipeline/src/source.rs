@@ -61,6 +61,8 @@ pub enum SourceEvent {
         reason: Reason,
         message: String,
         raw: Bytes,
+        /// Where reading goes on after it, as of a block.
+        position: Json,
     },
     /// The lane has nothing to read just now: the engine may let its watermark follow the clock after `idle_timeout`.
     Idle(Arc<Lane>),

@@ -154,7 +154,8 @@ impl Running {
                 }
                 self.positions.insert(lane.partition.clone(), block.position);
             }
-            SourceEvent::Rejected { offset, reason, message, raw, .. } => {
+            SourceEvent::Rejected { lane, offset, reason, message, raw, position } => {
+                self.positions.insert(lane.partition.clone(), position);
                 self.notes.push(format!(
                     "rejected at {offset}, {} bytes of it kept: {}: {message}",
                     raw.len(),

@@ -428,9 +428,6 @@ fn joins(multiline: &Multiline, line: &[u8]) -> Joins {
 }
 
 /// Hands over what was framed. `position` makes the lane's position of an offset.
-///
-/// A dead letter carries no position, so one that comes last is followed by an empty block that does: otherwise the record
-/// would be refused again after a restart.
 pub(crate) async fn emit(
     context: &SourceContext,
     lane: &Arc<Lane>,
@@ -438,34 +435,19 @@ pub(crate) async fn emit(
     arrival: Timestamp,
     mut position: impl FnMut(u64) -> Json + Send,
 ) -> Result<(), Gone> {
-    let mut refused_up_to = None;
     for framed in framed {
         match framed {
             Framed::Records { bytes, framing, base, end } => {
-                refused_up_to = None;
                 let position = position(end);
                 let block = Block { bytes, framing, base, position, arrival, acknowledgement: None };
                 context.emit(SourceEvent::Block(Arc::clone(lane), block)).await?;
             }
             Framed::Rejected { offset, end, message, head } => {
-                refused_up_to = Some(end);
-                let lane = Arc::clone(lane);
-                context
-                    .emit(SourceEvent::Rejected { lane, offset, reason: Reason::TooLong, message, raw: head })
-                    .await?;
+                let (lane, position) = (Arc::clone(lane), position(end));
+                let reason = Reason::TooLong;
+                context.emit(SourceEvent::Rejected { lane, offset, reason, message, raw: head, position }).await?;
             }
         }
-    }
-    if let Some(end) = refused_up_to {
-        let block = Block {
-            bytes: Bytes::new(),
-            framing: Framing::Lines,
-            base: end,
-            position: position(end),
-            arrival,
-            acknowledgement: None,
-        };
-        context.emit(SourceEvent::Block(Arc::clone(lane), block)).await?;
     }
     Ok(())
 }

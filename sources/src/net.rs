@@ -95,8 +95,9 @@ impl Output {
         length: u64,
     ) -> Result<(), Gone> {
         self.send(length, |offset| {
+            let position = json!({ "offset": offset + length });
             let (lane, offset) = (Arc::clone(&self.lane), offset + start);
-            SourceEvent::Rejected { lane, offset, reason, message, raw }
+            SourceEvent::Rejected { lane, offset, reason, message, raw, position }
         })
         .await
     }

@@ -15,6 +15,7 @@ use super::stage::accounts;
 use super::{Failure, Report};
 use crate::checkpoint::LanePosition;
 use crate::event::Lane;
+use crate::fault::{self, Defect};
 use crate::graph::Intake;
 use crate::intake::Taken;
 use crate::source::{Block, Gone, SourceEvent};
@@ -49,7 +50,7 @@ enum Item {
 
 /// What is true once a block has been handed on.
 struct After {
-    position: Option<serde_json::Value>,
+    position: serde_json::Value,
     acknowledgement: Option<oneshot::Sender<()>>,
     arrival: Timestamp,
     /// Where the source's journal goes on after it.
@@ -122,14 +123,21 @@ impl SourceDriver {
         (self.intake.options.idle_timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    fn accept(&self, journaled: Journaled, queue: &mut VecDeque<Item>) {
+    fn accept(&mut self, journaled: Journaled, queue: &mut VecDeque<Item>) {
         let Journaled { event, arrival, next: journal } = journaled;
         queue.push_back(match event {
-            SourceEvent::Block(lane, block) => self.start(lane, block, journal, queue.is_empty()),
-            SourceEvent::Rejected { lane, offset, reason, message, raw } => {
+            SourceEvent::Block(lane, block) => {
+                if fault::is_planted(Defect::PositionsAhead) {
+                    let seen = self.watermark.seen(&lane.partition).0;
+                    let position = LanePosition { position: block.position.clone(), seen };
+                    self.positions.insert(lane.partition.clone(), position);
+                }
+                self.start(lane, block, journal, queue.is_empty())
+            }
+            SourceEvent::Rejected { lane, offset, reason, message, raw, position } => {
                 let arrival = arrival.unwrap_or_else(|| self.clock.now());
                 let taken = self.intake.refuse(lane, offset, reason, &message, raw, arrival);
-                Item::Ready { taken, after: After { position: None, acknowledgement: None, arrival, journal } }
+                Item::Ready { taken, after: After { position, acknowledgement: None, arrival, journal } }
             }
             SourceEvent::Idle(lane) => Item::Idle(lane),
             SourceEvent::Stalled(lane) => Item::Stalled(lane),
@@ -139,7 +147,7 @@ impl SourceDriver {
 
     fn start(&self, lane: Arc<Lane>, mut block: Block, journal: Option<u64>, is_next: bool) -> Item {
         let after = After {
-            position: Some(std::mem::take(&mut block.position)),
+            position: std::mem::take(&mut block.position),
             acknowledgement: block.acknowledgement.take(),
             arrival: block.arrival,
             journal,
@@ -164,10 +172,9 @@ impl SourceDriver {
                     sent.input.set_seen_before(seen_before);
                     self.outlets.send(sent).await?;
                 }
-                if let Some(position) = after.position {
-                    let seen = self.watermark.seen(&lane.partition).0;
-                    self.positions.insert(lane.partition.clone(), LanePosition { position, seen });
-                }
+                let seen = self.watermark.seen(&lane.partition).0;
+                let position = LanePosition { position: after.position, seen };
+                self.positions.insert(lane.partition.clone(), position);
                 self.journal = after.journal.or(self.journal);
                 if let Some(acknowledgement) = after.acknowledgement {
                     acknowledgements.push(acknowledgement);

@@ -30,6 +30,7 @@ enum Head {
         offset: u64,
         reason: String,
         message: String,
+        position: Json,
         arrival: i64,
     },
     Closed {
@@ -62,12 +63,13 @@ impl Record {
                 };
                 (stored, spans.unwrap_or_default(), block.bytes.clone())
             }
-            SourceEvent::Rejected { lane, offset, reason, message, raw } => {
+            SourceEvent::Rejected { lane, offset, reason, message, raw, position } => {
                 let stored = Head::Rejected {
                     lane: StoredLane::of(lane),
                     offset: *offset,
                     reason: reason.as_str().to_owned(),
                     message: message.clone(),
+                    position: position.clone(),
                     arrival: arrival.0,
                 };
                 (stored, &[][..], raw.clone())
@@ -125,11 +127,12 @@ pub(super) fn read(
             let block = Block { bytes, framing, base, position, arrival, acknowledgement: None };
             (SourceEvent::Block(lane(stored), block), arrival)
         }
-        Head::Rejected { lane: stored, offset, reason, message, arrival } => {
+        Head::Rejected { lane: stored, offset, reason, message, position, arrival } => {
             let reason = Reason::ALL.into_iter().find(|known| known.as_str() == reason);
             let reason = reason.ok_or("its reason is not known to this version")?;
             let raw = Bytes::from(record).slice(at..);
-            (SourceEvent::Rejected { lane: lane(stored), offset, reason, message, raw }, Timestamp(arrival))
+            let event = SourceEvent::Rejected { lane: lane(stored), offset, reason, message, raw, position };
+            (event, Timestamp(arrival))
         }
         Head::Closed { lane: stored, keep } => (SourceEvent::Closed { lane: lane(stored), keep }, Timestamp::MIN),
     })
@@ -160,6 +163,7 @@ mod tests {
                 reason: Reason::TooLong,
                 message: "longer".into(),
                 raw: Bytes::from_static(b"\xff\0"),
+                position: serde_json::json!({ "offset": 14 }),
             },
             SourceEvent::Closed { lane: Arc::clone(&lane), keep: None },
             SourceEvent::Closed { lane, keep: Some(Json::from(3)) },
