@@ -1,4 +1,4 @@
-//! The admin address: `/metrics`, `/healthz`, `/readyz`.
+//! The admin address: `/metrics`, `/healthz`, `/readyz`, `/api/v1/audit`.
 //!
 //! It only tells: nothing can be changed through it. It is bound to the loopback unless the configuration says otherwise.
 
@@ -20,6 +20,8 @@ use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::Status;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use crate::audit;
 
 /// How many clients are served at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -98,8 +100,21 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Respon
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             }
         }
-        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz\n"),
-        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz and /readyz\n"),
+        audit::PATH => {
+            let audit = status.audit.lock().expect("no holder of this lock panics").clone();
+            match audit {
+                Some(audit) => {
+                    let mut response = text(StatusCode::OK, &audit::json(&audit));
+                    response
+                        .headers_mut()
+                        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+                    response
+                }
+                None => text(StatusCode::SERVICE_UNAVAILABLE, "no barrier has passed yet; ask again in a second\n"),
+            }
+        }
+        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz /api/v1/audit\n"),
+        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz, /readyz and /api/v1/audit\n"),
     }
 }
 
@@ -127,6 +142,34 @@ mod tests {
         assert_eq!(status_of("/readyz", Method::GET, false), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(status_of("/readyz", Method::GET, true), StatusCode::OK);
         assert_eq!(status_of("/healthz", Method::GET, false), StatusCode::OK);
+    }
+
+    #[test]
+    fn the_audit_is_told_once_there_is_one() {
+        assert_eq!(status_of(audit::PATH, Method::GET, true), StatusCode::SERVICE_UNAVAILABLE);
+        let status = Status::default();
+        *status.audit.lock().unwrap() = Some(Arc::default());
+        let request = Request::builder().uri(audit::PATH).body(()).unwrap();
+        let response = answer(&request, &Metrics::new(), &status);
+        assert_eq!(
+            (response.status(), &response.headers()[CONTENT_TYPE]),
+            (StatusCode::OK, &"application/json".parse().unwrap())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_the_audit_of_a_running_daemon() {
+        let status = Arc::new(Status::default());
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), Metrics::new(), Arc::clone(&status)).await.unwrap();
+        let address = admin.listener.local_addr().unwrap();
+        let served = tokio::spawn(admin.serve());
+        let ask = || tokio::task::spawn_blocking(move || audit::of_daemon(address));
+        let told = ask().await.unwrap().unwrap_err().to_string();
+        assert!(told.contains("answered 503") && told.contains("no barrier has passed yet"), "{told}");
+        let known = tocsin_pipeline::ledger::Audit { epoch: 7, ..Default::default() };
+        *status.audit.lock().unwrap() = Some(Arc::new(known.clone()));
+        assert_eq!(ask().await.unwrap().unwrap(), known);
+        served.abort();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -36,6 +37,11 @@ pub enum Command {
     /// Decide what the daemon must not decide by itself: go back to an older epoch, start without one, go on without a damaged
     /// journal. Tells what it would do and what that costs; does it with `--accept`.
     Recover(RecoverArguments),
+    /// Tell what became of every record, and whether the counts balance.
+    ///
+    /// Of a running daemon as of its last barrier, or of a data directory as of its newest checkpoint. Exit status 1: they
+    /// do not balance.
+    Audit(AuditArguments),
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -149,6 +155,25 @@ pub enum ReportFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct AuditArguments {
+    /// Configuration files: they tell the daemon's admin address, or its data directory where it has none.
+    #[arg(value_name = "FILES", required_unless_present_any = ["admin", "data_dir"])]
+    pub files: Vec<PathBuf>,
+    /// Override an option of theirs.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "files")]
+    pub set: Vec<String>,
+    /// The admin address of a running daemon.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["files", "data_dir"])]
+    pub admin: Option<SocketAddr>,
+    /// A data directory; a daemon may be running on it.
+    #[arg(long, value_name = "DIR", conflicts_with = "files")]
+    pub data_dir: Option<PathBuf>,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
 }
 
 #[derive(Args, Clone, Debug)]

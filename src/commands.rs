@@ -9,8 +9,10 @@ use tocsin_config::{Plan, Report, SystemEnvironment};
 use tocsin_pipeline::metrics::Metrics;
 
 use crate::catalog::CATALOG;
-use crate::cli::{Arguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments};
-use crate::{drawing, plan, recover, run, starter, state, testing};
+use crate::cli::{
+    Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments,
+};
+use crate::{audit, drawing, plan, recover, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -29,6 +31,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(arguments) => plan::plan(&arguments),
         Command::State(arguments) => state::state(&arguments),
         Command::Recover(arguments) => recover::recover(&arguments),
+        Command::Audit(arguments) => audit(arguments),
         Command::Graph(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))
@@ -105,6 +108,24 @@ fn check(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(1))
         }
     }
+}
+
+fn audit(arguments: AuditArguments) -> anyhow::Result<ExitCode> {
+    let AuditArguments { files, set, mut admin, mut data_dir, format } = arguments;
+    if !files.is_empty() {
+        let Some(plan) = checked(&ConfigurationArguments { files, set }) else { return Ok(ExitCode::from(1)) };
+        (admin, data_dir) = (plan.daemon.admin, plan.daemon.data_dir);
+    }
+    let audit = match (admin, data_dir) {
+        (Some(address), _) => audit::of_daemon(address)?,
+        (None, Some(data_dir)) => audit::of_data_dir(&data_dir)?,
+        (None, None) => bail!("the configuration has neither `daemon.admin` nor `daemon.data_dir`, so nothing is kept"),
+    };
+    print(&match format {
+        ReportFormat::Text => audit::text(&audit),
+        ReportFormat::Json => audit::json(&audit),
+    })?;
+    Ok(if audit.ledger.imbalances().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn test(configuration: &ConfigurationArguments) -> anyhow::Result<ExitCode> {

@@ -1,8 +1,10 @@
 //! The daemon and its commands: the only place that knows every component.
 
 mod admin;
+mod audit;
 mod catalog;
 mod cli;
+mod client;
 mod commands;
 mod data_dir;
 mod drawing;

@@ -2,7 +2,7 @@
 //!
 //! A folder of `tests/cases/` holds `pipeline.toml`, its input files, and `expected/` with the files the pipeline must write
 //! (byte for byte). `${CASE}` is the story's folder, `${OUT}` an empty one. Straight, with checkpoints, on one thread and on
-//! four, and killed after every part of the input, the output must be the same. A folder with `expected.err` instead holds a
+//! four, and killed after every part of the input, the output must be the same, and every record accounted for. A folder with `expected.err` instead holds a
 //! wrong configuration and what `tocsin check` must say of it. `UPDATE_EXPECT=1` rewrites what is expected.
 
 mod support;
@@ -10,7 +10,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::{Daemon, tocsin, update_expected, wait_for};
+use support::{Daemon, require_balance, tocsin, update_expected, wait_for};
 
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
@@ -89,6 +89,9 @@ fn every_story_ends_the_same_whichever_way_it_is_run() {
             let output = command.output().unwrap();
             assert!(output.status.success(), "{}, {way}: {}", case.display(), String::from_utf8_lossy(&output.stderr));
             compare(&case, &out, way);
+            if has_state {
+                require_balance(&folder.path().join("state"), &format!("{}, {way}", case.display()));
+            }
         }
         count += 1;
     }
@@ -138,6 +141,7 @@ fn a_story_that_is_killed_and_resumed_ends_the_same() {
             let output = prepare(&["run", "--once"]).output().unwrap();
             assert!(output.status.success(), "{}: {}", case.display(), String::from_utf8_lossy(&output.stderr));
             compare(&case, &out, &format!("killed {} times", parts - 1));
+            require_balance(&state, &format!("{}, killed {} times", case.display(), parts - 1));
         }
     }
 }

@@ -7,6 +7,7 @@ use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::{Condition, Diagnostic};
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::operator::{Built, Output, Reason, Transform};
 
 /// Hands on the records for which `condition` is true, unchanged; the others end here under the reason `filtered`.
@@ -71,8 +72,15 @@ struct Filter {
 impl Transform for Filter {
     fn apply(&self, mut batch: Batch, output: &mut Output) {
         batch.decode(&self.reads);
-        let rows = self.condition.select(&batch, &mut output.expression_errors);
+        let mut rows = self.condition.select(&batch, &mut output.expression_errors);
         output.drop(Reason::Filtered, batch.len() - rows.len());
+        if fault::is_planted(Defect::UncountedDrop) {
+            let mut place = 0;
+            rows.retain(|_| {
+                place += 1;
+                place % 1000 != 0
+            });
+        }
         if rows.len() < batch.len() {
             batch = batch.select(rows);
         }

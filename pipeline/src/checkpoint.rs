@@ -34,7 +34,7 @@ struct Manifest {
     sinks: BTreeMap<String, Place>,
     /// What has become of all records by then.
     #[serde(default)]
-    ledger: Ledger,
+    ledger: Option<Ledger>,
     /// What gives the state its meaning; `None`: written by a version that did not say.
     #[serde(default)]
     components: Option<Facts>,
@@ -104,7 +104,8 @@ pub struct Restored {
     pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
     pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
     pub sinks: BTreeMap<String, Bytes>,
-    pub ledger: Ledger,
+    /// `None`: the epoch was written before there were ledgers.
+    pub ledger: Option<Ledger>,
     /// What gave it its meaning when it was written.
     pub facts: Facts,
     pub journals: BTreeMap<String, u64>,
@@ -132,7 +133,12 @@ impl Restored {
                     self.journals.remove(name);
                 }
                 Role::Operator => drop(self.operators.remove(name)),
-                Role::Sink => drop(self.sinks.remove(name)),
+                Role::Sink => {
+                    self.sinks.remove(name);
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.forget(name);
+                    }
+                }
             }
         }
     }
@@ -325,7 +331,7 @@ impl Checkpoints {
             sources: BTreeMap::new(),
             operators: BTreeMap::new(),
             sinks: BTreeMap::new(),
-            ledger: Ledger::default(),
+            ledger: None,
             components: None,
             journals: BTreeMap::new(),
             written_at: String::new(),
@@ -334,9 +340,7 @@ impl Checkpoints {
         manifest.components = Some(self.facts.clone());
         manifest.written_at = now.to_string();
         manifest.sources.extend(self.unsaved.sources.clone());
-        if let Some(ledger) = &self.unsaved.ledger {
-            manifest.ledger = ledger.clone();
-        }
+        manifest.ledger = self.unsaved.ledger.clone().or(manifest.ledger);
         manifest.journals.extend(self.unsaved.journals.clone());
         let mut segment = FileWriter::new(epoch);
         for (operator, (version, pieces)) in &self.unsaved.operators {
@@ -473,7 +477,9 @@ pub fn audit(storage: &dyn Storage, data_dir: &Path) -> Result<Option<Audit>, Ch
     let mut damage = None;
     for epoch in epochs.into_iter().rev() {
         match read_manifest(storage, &folder.join(format!("manifest-{epoch:012}")), epoch) {
-            Ok(Manifest { ledger, written_at: taken_at, .. }) => return Ok(Some(Audit { epoch, taken_at, ledger })),
+            Ok(Manifest { ledger, written_at: taken_at, .. }) => {
+                return Ok(Some(Audit { epoch, taken_at, ledger: ledger.unwrap_or_default() }));
+            }
             Err(found) => damage = damage.or(Some(found)),
         }
     }

@@ -106,6 +106,23 @@ impl Account {
 }
 
 impl Ledger {
+    /// What a ledger begins with, where sinks hold records of a time before there was one: they count as made there.
+    pub fn opening(held: impl IntoIterator<Item = (String, u64)>) -> Self {
+        let accounts = held.into_iter().filter(|(_, held)| *held > 0);
+        let account = |held| Account { kind: Kind::Sink, made: held, held, ..Account::default() };
+        Self { components: accounts.map(|(sink, held)| (sink, account(held))).collect(), links: Vec::new() }
+    }
+
+    /// The state of a sink is not gone on from: what it held ends with it.
+    pub fn forget(&mut self, sink: &str) {
+        if let Some(account) = self.components.get_mut(sink) {
+            match std::mem::take(&mut account.held) {
+                0 => {}
+                held => *account.dropped.entry("state_lost".to_owned()).or_default() += held,
+            }
+        }
+    }
+
     /// What this ledger becomes by what the tasks of a run have counted since it was started. `links` are those of the run.
     pub fn and(&self, links: &[LinkAccount], counted: impl IntoIterator<Item = (String, Account)>) -> Self {
         let mut run: BTreeMap<String, Account> = BTreeMap::new();
@@ -225,5 +242,159 @@ impl Side {
             1 => self.parts[0].clone(),
             _ => format!("{} = {}", self.parts.join(" + "), self.sum),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// An account from `KIND NAME WHAT=COUNT …`, where `WHAT` is `received`, `made`, `delivered`, `held`, `overflowed`,
+    /// `handed`, `handed.PORT`, or a reason.
+    fn account(line: &str) -> (String, Account) {
+        let mut words = line.split_whitespace();
+        let kind = match words.next() {
+            Some("source") => Kind::Source,
+            Some("operator") => Kind::Operator,
+            Some("sink") => Kind::Sink,
+            other => panic!("no kind: {other:?}"),
+        };
+        let name = words.next().unwrap().to_owned();
+        let mut account = Account { kind, ..Account::default() };
+        for (what, count) in words.map(|word| word.split_once('=').unwrap()) {
+            let count = count.parse().unwrap();
+            match what {
+                "received" => account.received = count,
+                "made" => account.made = count,
+                "delivered" => account.delivered = count,
+                "held" => account.held = count,
+                "overflowed" => account.overflowed = count,
+                what => match what.strip_prefix("handed") {
+                    Some(port) => account.handed.insert(port.trim_start_matches('.').to_owned(), count),
+                    None => account.dropped.insert(what.to_owned(), count),
+                }
+                .map_or((), drop),
+            }
+        }
+        (name, account)
+    }
+
+    /// A ledger from accounts, and links as `FROM -> TO COUNT` with `NAME.PORT` for a port.
+    fn ledger(text: &str) -> Ledger {
+        let mut ledger = Ledger::default();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            match line.split_once(" -> ") {
+                Some((from, rest)) => {
+                    let (to, records) = rest.split_once(' ').unwrap();
+                    let (from, port) = from.split_once('.').unwrap_or((from, ""));
+                    let (from, port, to) = (from.to_owned(), port.to_owned(), to.to_owned());
+                    ledger.links.push(LinkAccount { from, port, to, records: records.parse().unwrap() });
+                }
+                None => ledger.components.extend([account(line)]),
+            }
+        }
+        ledger
+    }
+
+    fn check(text: &str, expected: Expect) {
+        let told: Vec<_> = ledger(text)
+            .imbalances()
+            .into_iter()
+            .map(|found| format!("{}: {} ({} and {})\n", found.component, found.equation, found.left, found.right))
+            .collect();
+        expected.assert_eq(&told.concat());
+    }
+
+    const BALANCED: &str = "
+        source log received=100 made=3 handed=97 handed.rejected=3 undecodable=2 too_long=1
+        log -> errors 97
+        log -> all 97
+        log.rejected -> letters 3
+        operator errors received=97 handed=7 filtered=90
+        errors -> windows 7
+        operator windows received=7 made=2 handed=2 aggregated=6 handed.late=1
+        windows -> out 2
+        windows.late -> letters 1
+        sink out received=2 made=1 handed.rejected=1 delivered=0 refused=1 held=1
+        out.rejected -> letters 1
+        sink letters received=5 delivered=5
+        sink all received=90 overflowed=7 delivered=90
+    ";
+
+    #[test]
+    fn where_every_record_is_accounted_for_nothing_is_told() {
+        check(BALANCED, expect![[""]]);
+        assert_eq!(ledger(BALANCED).summary(), "100 records read, 95 delivered, 1 in flight");
+    }
+
+    #[test]
+    fn a_record_that_is_lost_or_counted_twice_is_told_where_it_is() {
+        check(
+            &BALANCED.replace("filtered=90", "filtered=89"),
+            expect![[r#"
+            errors: received 97, but handed on 7 + dropped as filtered 89 = 96 (97 and 96)
+        "#]],
+        );
+        check(
+            &BALANCED.replace("made=2", "made=3"),
+            expect![[r#"
+            windows: received 7 + made 3 = 10, but handed on 2 + handed on at late 1 + dropped as aggregated 6 = 9 (10 and 9)
+        "#]],
+        );
+        check(
+            &BALANCED.replace("letters received=5 delivered=5", "letters received=4 delivered=4"),
+            expect![[r#"
+            letters: handed over by log.rejected 3 + handed over by windows.late 1 + handed over by out.rejected 1 = 5, but received 4 (5 and 4)
+        "#]],
+        );
+        check(
+            &BALANCED.replace("overflowed=7 ", ""),
+            expect![[r#"
+            all: handed over by log 97, but received 90 (97 and 90)
+        "#]],
+        );
+        check(
+            &BALANCED.replace(" held=1", ""),
+            expect![[r#"
+            out: received 2 + made 1 = 3, but handed on at rejected 1 + dropped as refused 1 = 2 (3 and 2)
+        "#]],
+        );
+        check(
+            &BALANCED.replace("received=100", "received=101"),
+            expect![[r#"
+            log: read 101 + made 3 = 104, but handed on 97 + handed on at rejected 3 + dropped as too_long 1 + dropped as undecodable 2 = 103 (104 and 103)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn counting_goes_on_with_links_that_are_new_and_components_that_are_gone() {
+        let before = ledger(
+            "source log received=10 handed=10
+             log -> old 10
+             operator old received=10 handed=10
+             old -> out 10
+             sink out received=10 delivered=7 held=3",
+        );
+        let links = ledger("log -> kept 0\nlog -> out 0\nkept -> out 0").links;
+        // Each task tells its own; the same operator may run in several.
+        let counted = [
+            "source log received=5 handed=5",
+            "operator kept received=2 handed=1 filtered=1",
+            "operator kept received=3 handed=3",
+            "sink out overflowed=1",
+            "sink out received=8 delivered=9 held=2",
+        ];
+        let after = before.and(&links, counted.map(account));
+        assert_eq!(after.imbalances(), []);
+        assert_eq!(after.components["out"], account("sink out received=18 delivered=16 held=2 overflowed=1").1);
+        assert_eq!(after.components["log"].handed[""], 15);
+        let records = |link: &LinkAccount| format!("{} -> {} {}", link.from, link.to, link.records);
+        assert_eq!(
+            after.links.iter().map(records).collect::<Vec<_>>(),
+            ["log -> old 10", "old -> out 10", "log -> kept 5", "log -> out 5", "kept -> out 4"]
+        );
     }
 }

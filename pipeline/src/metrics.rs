@@ -247,7 +247,7 @@ impl ComponentMetrics {
         self.0.dropped[reason as usize].inc_by(events);
     }
 
-    /// Says how many records are in the state that a sink is about to hand out.
+    /// Says how many records are in the state that a sink is about to hand out, or goes on from.
     pub fn hold(&self, events: usize) {
         self.0.held.with_label_values(&[self.0.name.as_str()]).set(events as i64);
     }

@@ -93,6 +93,10 @@ impl Till {
         Self { metrics: metrics.clone(), opened: metrics.of_sink(), barriers: Arc::default() }
     }
 
+    pub fn name(&self) -> &str {
+        self.metrics.name()
+    }
+
     /// The sink's account. Only what the sink's own task counts is in it, so that it is exact when that task asks.
     pub fn account(&self) -> Account {
         let now = self.metrics.of_sink();

@@ -431,7 +431,9 @@ impl Sink for Http {
     fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
             self.client = Some(Client::new(self.tls.load().map_err(SinkError)?, any_address));
-            restore(context.restored.as_ref()).map(drop)
+            let (_, waiting) = restore(context.restored.as_ref())?;
+            context.metrics.hold(waiting.iter().map(|body| body.len()).sum());
+            Ok(())
         })
     }
 

@@ -208,8 +208,9 @@ enum Link {
 }
 
 impl Sink for Socket {
-    fn open<'a>(&'a mut self, _: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
+    fn open<'a>(&'a mut self, context: &'a SinkContext) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
+            context.metrics.hold(Pending::restore(self.framing, context.restored.as_deref()).ends.len());
             if let Some(tls) = &self.tls {
                 self.connector = Some(TlsConnector::from(Arc::new(tls.load().map_err(SinkError)?)));
             }

@@ -11,7 +11,7 @@ use anyhow::ensure;
 use crate::scene::{Keeper, Scene};
 use crate::support::campaign::{Campaign, Order, Outcome};
 use crate::support::random::Random;
-use crate::support::{Daemon, tocsin, wait_for};
+use crate::support::{Daemon, imbalance, tocsin, wait_for};
 
 pub const KILL: Campaign = Campaign { name: "kill", variable: "TOCSIN_KILLS", sizes: (100, 5000), body: kill };
 
@@ -120,6 +120,7 @@ fn kill(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
             outcome.compare(name, lines(want), lines(got));
             outcome.violations.push(format!("{name} differs after {} kills", outcome.runs));
         }
+        outcome.violations.extend(imbalance(&scene.path(&name).join("state")));
         if !outcome.is_clean() {
             return Ok(());
         }

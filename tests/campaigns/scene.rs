@@ -14,7 +14,7 @@ use tocsin_pipeline::fault::Defect;
 
 use crate::support::campaign::{Order, Outcome};
 use crate::support::receiver::Request;
-use crate::support::{Daemon, tocsin};
+use crate::support::{Daemon, imbalance, tocsin};
 
 /// So long something may take that must come to pass, on a busy machine and in a build without optimisation.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,16 +107,7 @@ impl Scene {
 
     /// What the daemon itself says of what came in and went out.
     pub fn audit(&self, outcome: &mut Outcome) {
-        let mut command = tocsin(&["audit", "--data-dir"]);
-        let Ok(output) = command.arg(self.state()).output() else { return };
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.code() == Some(2) && said.contains("unrecognized subcommand") {
-            return;
-        }
-        if !output.status.success() {
-            let balance = String::from_utf8_lossy(&output.stdout).into_owned();
-            outcome.violations.push(format!("the audit does not balance: {balance}{said}"));
-        }
+        outcome.violations.extend(imbalance(&self.state()));
     }
 }
 

@@ -35,6 +35,21 @@ pub fn corpus(name: &str) -> Option<std::path::PathBuf> {
     None
 }
 
+/// What the audit of a data directory says if not every record is accounted for.
+pub fn imbalance(state: &std::path::Path) -> Option<String> {
+    let output = tocsin(&["audit", "--data-dir"]).arg(state).output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    (!output.status.success()).then(|| format!("the audit does not balance:\n{}", String::from_utf8_lossy(&told)))
+}
+
+/// Every record is accounted for in a data directory whose daemon has come to its end, and none is in flight.
+pub fn require_balance(state: &std::path::Path, what: &str) {
+    let output = tocsin(&["audit", "--data-dir"]).arg(state).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let is_balanced = output.status.success() && told.ends_with("\nbalanced\n");
+    assert!(is_balanced, "{what}\n{told}{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Waits until something has come true, for at most half a minute.
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..15_000 {

@@ -8,6 +8,7 @@ use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::chain::Sent;
+use crate::fault::{self, Defect};
 use crate::graph::{TaskId, WhenFull};
 use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
@@ -184,6 +185,8 @@ pub struct Inbox {
     ended: Vec<bool>,
     /// What came by blocked edges; bounded by what those edges may hold.
     held: VecDeque<Envelope>,
+    /// The epoch of the last barrier handed on without the others: only where that defect is planted.
+    handed_on: Option<u64>,
     watermark: MergedWatermark,
 }
 
@@ -194,6 +197,7 @@ impl Inbox {
             blocked: vec![false; edges],
             ended: vec![false; edges],
             held: VecDeque::new(),
+            handed_on: None,
             watermark: MergedWatermark::new(edges),
         }
     }
@@ -227,6 +231,12 @@ impl Inbox {
                 self.watermark.update(from, watermark).map(Arrived::Watermark)
             }
             Message::Signal(Signal::Barrier(ticket)) => {
+                if fault::is_planted(Defect::UnalignedBarrier) {
+                    // Handed on as soon as the first edge has brought it; what the others bring of it is too late.
+                    let is_first = self.handed_on < Some(ticket.epoch);
+                    self.handed_on = self.handed_on.max(Some(ticket.epoch));
+                    return is_first.then_some(Arrived::Barrier(ticket));
+                }
                 self.blocked[from] = true;
                 self.is_aligned().then(|| {
                     self.blocked.fill(false);
@@ -339,5 +349,20 @@ mod tests {
         assert_eq!(edges[0].metrics.dropped_events(Reason::BufferFull), 1);
         let (to, account) = Outlets { edges }.accounts().next().unwrap();
         assert_eq!((&*to, account.overflowed), ("to", 1));
+    }
+
+    #[cfg(feature = "faults")]
+    #[tokio::test]
+    async fn a_planted_inbox_does_not_wait_for_all_edges() {
+        let (edges, mut inbox) = edges(2, 1 << 20);
+        let barrier = ticket(1);
+        edges[0].signal(Signal::Barrier(Arc::clone(&barrier))).await.unwrap();
+        edges[1].send(0, data("before")).await.unwrap();
+        edges[1].signal(Signal::Barrier(barrier)).await.unwrap();
+        edges[1].send(0, data("after")).await.unwrap();
+        fault::plant(Some(Defect::UnalignedBarrier));
+        let read = read(&mut inbox, 3).await;
+        fault::plant(None);
+        assert_eq!(read, "barrier 1, before, after");
     }
 }

@@ -28,7 +28,7 @@ use self::start::Runner;
 use self::wiring::Wiring;
 use crate::checkpoint::LanePosition;
 use crate::graph::{Graph, Tasks};
-use crate::ledger::{Account, Audit};
+use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::sink::Answer;
 use crate::source::Gone;
@@ -184,9 +184,10 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         }
     };
     let counts = (sources.len(), stages.len(), sinks.len());
+    let held = runner.tills.iter().map(|till| (till.name().to_owned(), till.account().held)).collect::<Vec<_>>();
     let counted = runner.relays.iter().flatten().count() + counts.1;
     let levels = runner.start(sources, stages, sinks, wiring);
-    let ledger = restored.ledger;
+    let ledger = restored.ledger.unwrap_or_else(|| Ledger::opening(held));
     settings.status.is_ready.store(true, Ordering::Relaxed);
     let coordinator = Coordinator {
         counts,
