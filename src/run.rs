@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tocsin_config::build::build;
 use tocsin_config::plan::Plan;
+use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::{self, Settings, Status};
 use tocsin_pipeline::store::Disk;
@@ -79,6 +80,7 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
         undelivered: |sink, state| CATALOG.undelivered(sink, state),
         clock: Arc::clone(&clock),
         storage: Arc::new(Disk),
+        health: Health::new(Some(metrics.troubles.clone())),
         metrics,
         status: Arc::clone(&status),
     };

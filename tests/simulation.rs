@@ -430,6 +430,7 @@ fn live(
             undelivered: |_, _| None,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             storage: Arc::new(disk.cloned().unwrap_or_default()),
+            health: Default::default(),
             metrics: Metrics::new(),
             status: Arc::default(),
         };

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod expression;
 pub mod fault;
 pub mod graph;
+pub mod health;
 pub mod intake;
 pub mod json;
 pub mod ledger;

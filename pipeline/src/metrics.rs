@@ -35,6 +35,8 @@ pub struct Metrics {
     pub checkpoint_epoch: IntGauge,
     pub checkpoint_failures: IntCounter,
     pub audit_imbalance: IntGauge,
+    /// For [`Health`](crate::health::Health).
+    pub troubles: IntGaugeVec,
     pub alerts: IntGaugeVec,
     pub state_bytes: IntGaugeVec,
     /// By source; see [`ComponentMetrics::expect_bytes`].
@@ -160,6 +162,11 @@ impl Metrics {
             checkpoint_epoch,
             checkpoint_failures,
             audit_imbalance,
+            troubles: gauges(
+                "tocsin_trouble",
+                "1 while something is wrong with the daemon, by what; see the source `internal`.",
+                &["event", "component"],
+            ),
             expected: Arc::default(),
             registry,
         }

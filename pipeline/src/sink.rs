@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Batch;
+use crate::health::Health;
 use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
@@ -160,6 +161,8 @@ pub struct SinkContext {
     pub clock: Arc<dyn Clock>,
     /// What is in `data_dir` is read and written through this.
     pub storage: Arc<dyn Storage>,
+    /// Where it says what is wrong beyond single records.
+    pub health: Health,
     pub metrics: ComponentMetrics,
     /// Cancelled when the time for draining is over: give up waiting for peers, keep what is undelivered in the state.
     pub stop: CancellationToken,

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::codec::Codec;
 use crate::event::{Lane, Origin, Span};
+use crate::health::Health;
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
 use crate::store::Storage;
@@ -142,6 +143,8 @@ pub struct SourceContext {
     pub clock: Arc<dyn Clock>,
     /// What is in `data_dir` is read and written through this.
     pub storage: Arc<dyn Storage>,
+    /// Where it says what is wrong beyond single records.
+    pub health: Health,
     pub metrics: ComponentMetrics,
     /// Cancelled when the source is to stop reading: return soon, without reading to the end.
     pub stop: CancellationToken,

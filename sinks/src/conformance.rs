@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tocsin_config::component::{BuildContext, SinkConfig};
 use tocsin_pipeline::codec::{Codec, DecodeError, PathTable, Row};
 use tocsin_pipeline::event::{Batch, Cell, Lane, Origin, Span};
+use tocsin_pipeline::health::Health;
 use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::metrics::{ComponentMetrics, Metrics};
 use tocsin_pipeline::sink::{
@@ -205,6 +206,7 @@ pub(crate) struct Running {
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: ComponentMetrics,
     pub(crate) clock: Arc<ManualClock>,
+    pub(crate) health: Health,
 }
 
 impl Running {
@@ -223,6 +225,7 @@ impl Running {
         restored: Option<Bytes>,
         data_dir: Option<PathBuf>,
     ) -> Result<Self, SinkError> {
+        let health = Health::default();
         let name: Arc<str> = "out".into();
         let metrics = Metrics::new().component(&name, "sink");
         let clock = Arc::new(ManualClock::new(NOON));
@@ -234,6 +237,7 @@ impl Running {
             data_dir,
             clock: clock.clone(),
             storage,
+            health: health.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
             input: Inputs::new(input, metrics.clone()),
@@ -242,7 +246,7 @@ impl Running {
         };
         sink.open(&context).await?;
         let task = tokio::spawn(sink.run(context));
-        Ok(Self { input: sender, till, task, stop, metrics, clock })
+        Ok(Self { input: sender, till, task, stop, metrics, clock, health })
     }
 
     pub(crate) async fn send(&self, batch: Batch) {

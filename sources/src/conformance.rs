@@ -108,6 +108,7 @@ impl Running {
             data_dir: None,
             clock: Arc::new(SystemClock::default()),
             storage: Arc::new(tocsin_pipeline::store::Disk),
+            health: tocsin_pipeline::health::Health::default(),
             metrics: Metrics::new().component("source", "source"),
             stop: stop.clone(),
             events: sender,

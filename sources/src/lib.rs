@@ -7,6 +7,7 @@ mod demo;
 mod file;
 mod framing;
 mod http;
+mod internal;
 mod net;
 mod octets;
 mod socket;
@@ -25,6 +26,7 @@ pub static SOURCES: &[SourceType] = &[
     SourceType::of::<demo::Config>(),
     SourceType::of::<file::Config>(),
     SourceType::of::<http::Config>(),
+    SourceType::of::<internal::Config>(),
     SourceType::of::<socket::Config>(),
     SourceType::of::<stdin::Config>(),
     SourceType::of::<syslog::Config>(),

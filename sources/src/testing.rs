@@ -36,6 +36,7 @@ pub(crate) fn context_of(capacity: usize) -> TestContext {
         data_dir: None,
         clock: Arc::new(SystemClock::default()),
         storage: Arc::new(tocsin_pipeline::store::Disk),
+        health: tocsin_pipeline::health::Health::default(),
         metrics: Metrics::new().component("test", "source"),
         stop: CancellationToken::new(),
         events: sender,

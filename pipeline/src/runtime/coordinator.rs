@@ -1,5 +1,6 @@
 //! Takes the checkpoints and leads the pipeline to its end.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,10 +11,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::edge::{Level, Signal, Ticket};
 use super::offload::offload;
 use super::start::Runner;
-use super::{Accounts, Done, Failure, Report, RunError, Settings, StateReport};
+use super::{Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::fault::{self, Defect};
+use crate::health::Trouble;
 use crate::ledger::{Audit, Ledger, LinkAccount};
+use crate::operator::Reason;
 use crate::sink::{Answer, Prepared, Queued, SinkInput, SinkState};
 
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
@@ -57,11 +60,23 @@ pub(super) struct Books {
     pub links: Vec<LinkAccount>,
     /// What sources said at the last barrier, after which they count nothing.
     pub of_sources: Accounts,
+    /// How many records each component had dropped for want of state at the last barrier.
+    pub state_full: BTreeMap<Arc<str>, u64>,
 }
 
 impl Books {
     /// Closes the books of an epoch: puts together what the tasks have counted, checks it, and publishes it.
-    fn close(&self, settings: &Settings, epoch: u64, others: Accounts) -> Ledger {
+    fn close(&mut self, settings: &Settings, epoch: u64, others: Accounts) -> Ledger {
+        for (name, account) in self.of_sources.iter().chain(&others) {
+            let dropped = account.dropped.get(Reason::StateFull.as_str()).copied().unwrap_or(0);
+            let before = self.state_full.get(name).copied().unwrap_or(0);
+            let wrong = (dropped > before)
+                .then(|| format!("{dropped} records were dropped since the start: the state is full"));
+            settings.health.set(Trouble::StateFull, name, wrong);
+            if dropped > before {
+                self.state_full.insert(Arc::clone(name), dropped);
+            }
+        }
         let counted = self.of_sources.iter().cloned().chain(others);
         let ledger = self.restored.and(&self.links, counted.map(|(name, account)| (name.to_string(), account)));
         let imbalances = ledger.imbalances();
@@ -72,6 +87,8 @@ impl Books {
             }
         }
         gauge.set(imbalances.len() as i64);
+        let wrong = imbalances.first().map(|found| format!("{}: {}", found.component, found.equation));
+        settings.health.set(Trouble::Imbalance, "audit", wrong);
         let audit = Audit { epoch, taken_at: settings.clock.now().to_string(), ledger: ledger.clone() };
         *settings.status.audit.lock().expect("no holder of this lock panics") = Some(Arc::new(audit));
         ledger
@@ -227,9 +244,12 @@ impl Coordinator {
             runner.tell_journals(&checkpoints);
         }
         self.checkpoints = Some(checkpoints);
-        let metrics = &runner.settings.metrics;
+        let (metrics, health) = (&runner.settings.metrics, &runner.settings.health);
         match outcome {
             Ok(bytes) => {
+                for over in [Trouble::CheckpointFailed, Trouble::CheckpointDamaged] {
+                    health.clear(over, CHECKPOINTS);
+                }
                 metrics.checkpoint_bytes.set(bytes as i64);
                 metrics.checkpoint_epoch.set(epoch as i64);
                 for sink in &runner.sinks {
@@ -241,6 +261,7 @@ impl Coordinator {
             }
             Err(error) => {
                 metrics.checkpoint_failures.inc();
+                health.raise(Trouble::CheckpointFailed, CHECKPOINTS, &error);
                 tracing::error!(%error, epoch, "a checkpoint could not be written; the one before stays, and the next is tried");
                 false
             }
@@ -354,11 +375,14 @@ impl Coordinator {
                 }
                 () = &mut patience => {
                     runner.settings.metrics.checkpoint_failures.inc();
+                    let message = format!("checkpoint {epoch} is waited for: something downstream is slow or away");
+                    runner.settings.health.raise(Trouble::CheckpointSlow, CHECKPOINTS, message);
                     tracing::warn!(epoch, "a checkpoint takes long: something downstream is slow or away");
                     patience.set(tokio::time::sleep(CHECKPOINT_TIMEOUT));
                 }
             }
         }
+        runner.settings.health.clear(Trouble::CheckpointSlow, CHECKPOINTS);
         snapshot.ledger = Some(self.books.close(runner.settings, epoch, counted));
         if let Some((sink, reason)) = failed {
             runner.settings.metrics.checkpoint_failures.inc();
@@ -367,6 +391,8 @@ impl Coordinator {
                 reason,
                 "a sink could not prepare; the checkpoint before stays"
             );
+            let message = format!("sink {} could not prepare: {reason}", runner.sink_name(sink));
+            runner.settings.health.raise(Trouble::CheckpointFailed, CHECKPOINTS, message);
             if let Some(checkpoints) = &mut self.checkpoints {
                 checkpoints.hold(snapshot);
             }

@@ -28,12 +28,16 @@ use self::start::Runner;
 use self::wiring::Wiring;
 use crate::checkpoint::LanePosition;
 use crate::graph::{Graph, Tasks};
+use crate::health::Health;
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::sink::Answer;
 use crate::source::Gone;
 use crate::store::Storage;
 use crate::time::Clock;
+
+/// What troubles with checkpoints are told under, since they belong to no component.
+const CHECKPOINTS: &str = "checkpoints";
 
 /// How a pipeline is run.
 pub struct Settings {
@@ -56,6 +60,8 @@ pub struct Settings {
     /// Where everything in the data directory is read and written.
     pub storage: Arc<dyn Storage>,
     pub metrics: Metrics,
+    /// What is wrong with the daemon.
+    pub health: Health,
     pub status: Arc<Status>,
 }
 
@@ -197,7 +203,7 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         is_broken: false,
         sink_states: vec![None; counts.2],
         counted,
-        books: Books { restored: ledger, links, of_sources: Vec::new() },
+        books: Books { restored: ledger, links, of_sources: Vec::new(), state_full: BTreeMap::new() },
         levels,
         waiting: Vec::new(),
         is_behind: false,

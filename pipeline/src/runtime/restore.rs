@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{RunError, Settings};
+use super::{CHECKPOINTS, RunError, Settings};
 use crate::checkpoint::{CheckpointError, Checkpoints, Restored};
 use crate::evolution::{self, Facts, Fate, Role, Verdict};
 use crate::graph::{StageTask, Work};
+use crate::health::Trouble;
 use crate::store::Lock;
 
 /// Takes the data directory and reads what was kept in it.
@@ -30,6 +31,11 @@ pub(super) fn open(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoi
             damage = found.damage.as_deref(),
             "a damaged checkpoint is passed over; what came after the one before it is read again"
         );
+    }
+    if let Some(found) = passed_over.first() {
+        let damage = found.damage.as_deref().unwrap_or("damaged");
+        let message = format!("checkpoint {} is passed over: {damage}", found.epoch);
+        settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
     }
     Ok((Some(lock), Some(checkpoints), restored))
 }

@@ -1,7 +1,7 @@
 //! The task behind a source: runs its blocks through the fused operators on several threads, restores their order, and
 //! stamps barriers between them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use super::offload::offload;
 use super::stage::accounts;
 use super::{Failure, Report};
 use crate::checkpoint::LanePosition;
-use crate::event::Lane;
+use crate::event::{Lane, Origin};
 use crate::fault::{self, Defect};
 use crate::graph::Intake;
+use crate::health::{Health, Trouble};
 use crate::intake::Taken;
 use crate::source::{Block, Gone, SourceEvent};
 use crate::tally::Book;
@@ -74,6 +75,9 @@ pub(super) struct SourceDriver {
     pub parallel: usize,
     /// Where a checkpoint is asked for soon, because clients wait for it.
     pub hurry: Arc<tokio::sync::Notify>,
+    pub health: Health,
+    /// The lanes that cannot be read.
+    pub stalled: BTreeSet<String>,
     pub activity: Arc<std::sync::atomic::AtomicU64>,
     /// Whether the source stopped because it was told to: then windows stay open.
     pub is_stopping: Box<dyn Fn() -> bool + Send>,
@@ -167,6 +171,7 @@ impl SourceDriver {
                 self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 taken.settle(&mut self.book);
                 let Taken { lane, passage, seen_max, .. } = taken;
+                self.is_read(&lane.partition);
                 let seen_before = self.watermark.observe(&lane.partition, seen_max);
                 for mut sent in passage.sent {
                     sent.input.set_seen_before(seen_before);
@@ -187,12 +192,22 @@ impl SourceDriver {
                 self.advance_at(after.arrival).await?;
             }
             Item::Idle(lane) => {
+                self.is_read(&lane.partition);
                 self.watermark.idle(&lane.partition, self.clock.now());
             }
-            Item::Stalled(lane) => self.watermark.stalled(&lane.partition),
+            Item::Stalled(lane) => {
+                self.stalled.insert(lane.partition.clone());
+                let lane_name = match &lane.origin {
+                    Origin::File(path) => path,
+                    _ => &*lane.partition,
+                };
+                self.health.raise(Trouble::SourceStalled, &self.name, format!("{lane_name} cannot be read"));
+                self.watermark.stalled(&lane.partition);
+            }
             Item::Closed { lane, keep, journal } => {
                 self.journal = journal.or(self.journal);
                 self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.is_read(&lane.partition);
                 let seen = self.watermark.seen(&lane.partition).0;
                 match keep {
                     Some(position) => {
@@ -221,6 +236,13 @@ impl SourceDriver {
             }
         }
         Ok(())
+    }
+
+    /// A lane can be read again, or will not be any more.
+    fn is_read(&mut self, partition: &str) {
+        if self.stalled.remove(partition) && self.stalled.is_empty() {
+            self.health.clear(Trouble::SourceStalled, &self.name);
+        }
     }
 
     async fn advance(&mut self) -> Result<(), Gone> {

@@ -1,6 +1,7 @@
 //! Opening sources and sinks, and starting the tasks: nothing runs before everything is open.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -98,6 +99,7 @@ impl Runner<'_> {
                 data_dir,
                 clock: Arc::clone(&self.settings.clock),
                 storage: Arc::clone(&self.settings.storage),
+                health: self.settings.health.clone(),
                 metrics: metrics.clone(),
                 stop: self.drain.clone(),
                 input: Inputs::new(wiring.queued(index).expect("every sink has its queue"), metrics.clone()),
@@ -178,6 +180,7 @@ impl Runner<'_> {
                         clock: Arc::clone(&self.settings.clock),
                         metrics: metrics.clone(),
                         gauge: self.settings.metrics.journal_bytes.with_label_values(&[&*name]),
+                        health: self.settings.health.clone(),
                     };
                     (Events::Journaled(journaled), Some(journal))
                 }
@@ -194,6 +197,7 @@ impl Runner<'_> {
                 data_dir,
                 clock: Arc::clone(&self.settings.clock),
                 storage: Arc::clone(&self.settings.storage),
+                health: self.settings.health.clone(),
                 metrics,
                 stop: self.stop.clone(),
                 events: events_sender,
@@ -217,6 +221,8 @@ impl Runner<'_> {
                 journal: journal.as_ref().map(|journal| journal.from),
                 parallel: self.settings.threads.max(1) * 2,
                 hurry: Arc::clone(&self.hurry),
+                health: self.settings.health.clone(),
+                stalled: BTreeSet::new(),
                 activity: Arc::clone(&self.activity),
                 is_stopping: Box::new(move || stop.is_cancelled()),
             };

@@ -93,6 +93,10 @@ impl Book {
         self.note(|| Entry::Told(number, row));
     }
 
+    pub(super) fn has_digests(&self) -> bool {
+        self.queue.digests().1.len() > 0
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tocsin_pipeline::event::{Batch, Field, Lane, Origin, Span};
 use tocsin_pipeline::fault::{self, Defect};
+use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
@@ -36,7 +37,7 @@ use journal::Journal;
 pub(crate) use queue::{Answer, Row};
 use queue::{Limits, Next, Outcome};
 
-use crate::retry;
+use crate::retry::{self, Backoff};
 
 /// A rendered notification is not longer: what is, is refused.
 const PAYLOAD_MAX: usize = 4 << 20;
@@ -170,13 +171,14 @@ impl Outbox {
             if !is_stopping {
                 self.tell_digests(&*courier, &context).await;
             }
-            let mut wait = None;
+            let mut wait = self.mend(&context).await.map(|wait| wait.min(WAIT_MAX));
             while !is_stopping && attempts.len() < self.settings.concurrency {
                 let now = context.clock.now();
                 match self.book.next(now) {
                     Next::Idle => break,
                     Next::At(at) => {
-                        wait = Some(at.since(now).min(WAIT_MAX));
+                        let due = at.since(now).min(WAIT_MAX);
+                        wait = Some(wait.map_or(due, |wait| wait.min(due)));
                         break;
                     }
                     Next::Send(row) => {
@@ -252,6 +254,10 @@ impl Outbox {
                 if let Entered::Folded { is_first } = entered {
                     context.metrics.notification("digested");
                     if is_first {
+                        let message = format!(
+                            "{receiving} has as many notifications waiting as may; what comes is told in a digest"
+                        );
+                        context.health.raise(Trouble::OutboxFull, &context.name, message.trim_start());
                         tracing::warn!(
                             sink = %context.name, receiver = receiving,
                             "as many notifications wait as may; what comes now is told as one digest when there is room"
@@ -285,6 +291,9 @@ impl Outbox {
             let (payload, arrival) = (Bytes::from(payload), digest.arrival());
             self.book.tell(Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival });
             self.record(context).await;
+            if !self.book.has_digests() {
+                context.health.clear(Trouble::OutboxFull, &context.name);
+            }
         }
     }
 
@@ -322,21 +331,46 @@ impl Outbox {
     async fn record(&mut self, context: &SinkContext) {
         let Some(journal) = &mut self.journal else { return };
         let frames = self.book.take_frames();
-        if frames.is_empty() || journal.is_broken {
+        if frames.is_empty() || journal.broken.is_some() {
             return;
         }
         if let Err(error) = journal.order(|done| Order::Append { frames, done }).await {
-            journal.is_broken = true;
-            context.metrics.error("journal");
             tracing::error!(sink = %context.name, %error, "writing the journal of the outbox; going on without it");
+            self.broken(&error, context);
         }
     }
 
-    /// Writes the journal anew, with what is known and no more, where that is much shorter or the old one is broken.
-    /// It then holds all that a checkpoint does, so that no older checkpoint can lack what was cut.
+    /// The journal cannot be written: that is told, and tried again after a while.
+    fn broken(&mut self, error: &std::io::Error, context: &SinkContext) {
+        let Some(journal) = &mut self.journal else { return };
+        context.metrics.error("journal");
+        let message =
+            format!("the journal of the outbox cannot be written, so that a crash may repeat notifications: {error}");
+        context.health.raise(Trouble::OutboxJournal, &context.name, message);
+        let mut backoff = journal
+            .broken
+            .take()
+            .map_or_else(|| Backoff::new(retry::Config::default(), &context.name), |broken| broken.backoff);
+        let at = context.clock.monotonic().saturating_add(backoff.next(None));
+        journal.broken = Some(Broken { backoff, at });
+    }
+
+    /// Writes a broken journal anew when it is time to try; gives how long that is not yet so. Checkpoints cannot be waited
+    /// for: where the disk is full, there are none.
+    async fn mend(&mut self, context: &SinkContext) -> Option<Duration> {
+        let at = self.journal.as_ref()?.broken.as_ref()?.at;
+        if at <= context.clock.monotonic() {
+            self.rewrite(context).await;
+        }
+        let at = self.journal.as_ref()?.broken.as_ref()?.at;
+        Some(at.saturating_sub(context.clock.monotonic()))
+    }
+
+    /// Writes the journal anew, with what is known and no more, where that is much shorter. It then holds all that a
+    /// checkpoint does, so that no older checkpoint can lack what was cut.
     async fn tidy(&mut self, context: &SinkContext) {
         let Some(journal) = &self.journal else { return };
-        if journal.is_broken || journal.length > JOURNAL_GROWTH + 2 * journal.length_fresh {
+        if journal.broken.is_none() && journal.length > JOURNAL_GROWTH + 2 * journal.length_fresh {
             self.rewrite(context).await;
         }
     }
@@ -346,13 +380,15 @@ impl Outbox {
         let frames = self.book.whole();
         match journal.order(|done| Order::Rewrite { frames, done }).await {
             Ok(()) => {
-                journal.is_broken = false;
+                if journal.broken.take().is_some() {
+                    tracing::info!(sink = %context.name, "the journal of the outbox is written again");
+                    context.health.clear(Trouble::OutboxJournal, &context.name);
+                }
                 journal.length_fresh = journal.length;
             }
             Err(error) => {
-                journal.is_broken = true;
-                context.metrics.error("journal");
                 tracing::error!(sink = %context.name, %error, "writing the journal of the outbox anew");
+                self.broken(&error, context);
             }
         }
     }
@@ -375,7 +411,14 @@ struct Recorder {
     length: u64,
     /// As it was when the journal was written anew last.
     length_fresh: u64,
-    is_broken: bool,
+    broken: Option<Broken>,
+}
+
+/// A journal that cannot be written.
+struct Broken {
+    backoff: Backoff,
+    /// When to try again, by the monotonic clock.
+    at: Duration,
 }
 
 impl Recorder {
@@ -383,7 +426,7 @@ impl Recorder {
         let length = journal.length;
         let (orders, received) = blocking::sync_channel(16);
         tokio::task::spawn_blocking(move || keep(journal, &received));
-        Self { orders, length, length_fresh: 0, is_broken: false }
+        Self { orders, length, length_fresh: 0, broken: None }
     }
 
     async fn order(

@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use tocsin_pipeline::sink::Sink;
 
 use super::*;
-use crate::conformance::{Running, records};
+use crate::conformance::{Call, Failing, Running, records};
 
 /// A peer that notes what it is told and answers as it is set.
 #[derive(Default)]
@@ -242,4 +242,38 @@ async fn what_does_not_fit_is_told_as_one_whatever_happens_in_between() {
     assert_eq!(told[..2], ["a", "b"]);
     assert!(told[2].starts_with(summary) && told.len() == 3, "{told:?}");
     assert_eq!(metrics.dropped_events(Reason::Duplicate), 1);
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_written_is_told_and_mended_without_any_checkpoint() {
+    use tocsin_pipeline::health::{State, Trouble};
+    use tocsin_pipeline::time::Clock as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Arc::new(Failing::default());
+    let peer = Arc::<Peer>::default();
+    let sink = Told { peer: Arc::clone(&peer), max_waiting: ROWS_MAX, outbox: None };
+    let running = Running::start_on(storage.clone(), Box::new(sink), None, Some(folder.path().into())).await.unwrap();
+    let (_, mut told) = running.health.listen();
+    storage.fail([Call::Write, Call::WriteNew]);
+    running.send(alert("a")).await;
+    // It is told of, journal or not.
+    running.until(|metrics| metrics.sent_events() == 1).await;
+    let change = told.recv().await.unwrap();
+    assert_eq!((change.trouble, change.state, &*change.component), (Trouble::OutboxJournal, State::Raised, "out"));
+    let clock = Arc::clone(&running.clock);
+    let pass = || clock.set(clock.now().saturating_add(Duration::from_secs(60)));
+    for tries in 2..4 {
+        pass();
+        running.until(|metrics| metrics.error_count("journal") >= tries).await;
+    }
+    storage.fail(None);
+    pass();
+    let change = told.recv().await.unwrap();
+    assert_eq!((change.trouble, change.state), (Trouble::OutboxJournal, State::Cleared));
+    running.crash().await;
+    let running = start(&peer, None, Some(folder.path())).await;
+    running.send(alert("a")).await;
+    running.end().await.unwrap();
+    assert_eq!(peer.told(), ["a"], "the journal knows it");
 }

@@ -24,6 +24,7 @@ use self::record::Record;
 use super::Failure;
 use crate::codec::Codec;
 use crate::fault::{self, Defect};
+use crate::health::{Health, Trouble};
 use crate::metrics::ComponentMetrics;
 use crate::source::{Gone, SourceEvent};
 use crate::store::Storage;
@@ -171,6 +172,7 @@ pub(super) struct Journal {
     pub clock: Arc<dyn Clock>,
     pub metrics: ComponentMetrics,
     pub gauge: IntGauge,
+    pub health: Health,
 }
 
 impl Journal {
@@ -203,6 +205,7 @@ impl Journal {
                     match outcome {
                         Ok(()) => {
                             if work.outage.take().is_some() {
+                                self.health.clear(Trouble::IngestJournal, &self.source);
                                 tracing::info!(source = %self.source, "the journal can be written again");
                             }
                             self.durable(group).await?;
@@ -331,6 +334,7 @@ impl Journal {
     ) -> Result<(), Failure> {
         self.metrics.error(word);
         if work.outage.is_none() {
+            self.health.raise(Trouble::IngestJournal, &self.source, problem);
             tracing::error!(
                 source = %self.source,
                 "the journal cannot be written: {problem}; clients that wait for it are refused, others wait, and it is tried again"

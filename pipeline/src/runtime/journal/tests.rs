@@ -47,6 +47,7 @@ fn start(disk: &SimulatedDisk, from: Option<u64>, max_bytes: u64) -> Result<Runn
         clock: Arc::new(SystemClock::default()),
         metrics: component.clone(),
         gauge: metrics.journal_bytes.with_label_values(&["in"]),
+        health: Default::default(),
     };
     let task = tokio::spawn(journal.run());
     Ok(Running { input, output, floor, metrics: component, task, positions: opened.positions })
