@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+mod disk_full;
 mod kill;
 mod planted;
 mod points;
@@ -14,6 +15,7 @@ mod scene;
 mod sigterm;
 #[path = "../support/mod.rs"]
 mod support;
+mod syscalls;
 
 #[test]
 fn output_after_any_number_of_kills_is_that_of_an_undisturbed_run() {
@@ -43,6 +45,28 @@ fn receivers_that_fail_are_told_everything_in_the_end() {
 #[test]
 fn it_stops_in_time_and_goes_on_without_loss_or_repetition() {
     sigterm::SIGTERM.run();
+}
+
+#[test]
+fn a_full_disk_is_waited_for_while_alerts_are_told() {
+    if !is_missing("disk_full", disk_full::obstacle()) {
+        disk_full::DISK_FULL.run();
+    }
+}
+
+#[test]
+fn what_the_system_refuses_or_ends_in_loses_nothing() {
+    if !is_missing("syscalls", syscalls::obstacle()) {
+        syscalls::SYSCALLS.run();
+    }
+}
+
+/// Whether a campaign cannot be run here; where it must be, that is an error.
+fn is_missing(campaign: &str, obstacle: Option<String>) -> bool {
+    let Some(why) = obstacle else { return false };
+    assert!(std::env::var_os("TOCSIN_NO_SKIP").is_none(), "{campaign}: {why}");
+    println!("skipped: {campaign}: {why}");
+    true
 }
 
 #[test]

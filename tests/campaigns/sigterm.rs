@@ -8,7 +8,8 @@ use crate::support::receiver::{Manner, Receiver};
 
 pub const SIGTERM: Campaign = Campaign { name: "sigterm", variable: "TOCSIN_STOPS", sizes: (10, 500), body: sigterm };
 
-const PIPELINE: &str = r#"
+/// Files, windows, alerts to a file and to a receiver.
+pub const PIPELINE: &str = r#"
 [daemon]
 checkpoint_interval = "200ms"
 shutdown_timeout = "3s"
@@ -64,7 +65,7 @@ retry = { initial = "10ms", max = "100ms" }
 
 /// `shutdown_timeout` holds for stopping the sources, for a last checkpoint and for draining the sinks; the rest is for a
 /// busy machine.
-const IN_TIME: Duration = Duration::from_secs(3 * 3 + 6);
+pub const IN_TIME: Duration = Duration::from_secs(3 * 3 + 6);
 
 fn sigterm(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
     let mut random = order.random();
