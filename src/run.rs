@@ -76,6 +76,7 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
         threads,
         memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
         once: options.once,
+        guard: Arc::default(),
         no_state_loss: options.no_state_loss,
         undelivered: |sink, state| CATALOG.undelivered(sink, state),
         clock: Arc::clone(&clock),

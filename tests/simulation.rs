@@ -427,6 +427,7 @@ fn live(
             memory: 4 << 20,
             once: true,
             no_state_loss: true,
+            guard: Arc::default(),
             undelivered: |_, _| None,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             storage: Arc::new(disk.cloned().unwrap_or_default()),

@@ -290,7 +290,7 @@ impl Batch {
     }
 
     /// The rows that are in it, in order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + DoubleEndedIterator + '_ {
         let selected = match &self.selection {
             Selection::All => None,
             Selection::Rows(rows) => Some(&rows[..]),
@@ -305,6 +305,25 @@ impl Batch {
         let mut batch = self.clone();
         batch.selection = Selection::Rows(rows.into());
         batch
+    }
+
+    /// The same records, with nothing decoded: it shares nothing that decoding changes.
+    #[must_use]
+    pub fn undecoded(&self) -> Self {
+        Self {
+            lane: Arc::clone(&self.lane),
+            block: self.block.clone(),
+            base: self.base,
+            spans: Arc::clone(&self.spans),
+            codec: Arc::clone(&self.codec),
+            original: self.original.clone(),
+            selection: self.selection.clone(),
+            columns: Arc::default(),
+            changed: Arc::clone(&self.changed),
+            times: self.times.clone(),
+            seen_before: self.seen_before,
+            arrival: self.arrival,
+        }
     }
 
     /// The bytes of a record: as they came in, or as an operator wrote them anew. Empty where it is in [`Self::changed`].

@@ -7,6 +7,10 @@
 //!   `TOCSIN_FAULT_VISIT`th time (default 1).
 //! - `TOCSIN_FAULT_LIST=FILE` writes the name of every point into the file when it is come to for the first time.
 //! - `TOCSIN_PLANT=NAME` plants a [`Defect`].
+//! - `TOCSIN_POISON=HOW@COMPONENT:TEXT` makes a component fail on each record that holds the text: HOW is `panic`, `abort` or
+//!   `overflow` (of the stack).
+
+use crate::event::Batch;
 
 /// The points of the daemon, in the order of what they belong to. Tests come to each of them.
 pub const POINTS: &[&str] = &[
@@ -162,6 +166,15 @@ pub fn point(name: &'static str) {
     let _ = name;
 }
 
+/// Fails if a test wants the component to fail on a record of the batch.
+#[inline]
+pub fn strike(component: &str, batch: &Batch) {
+    #[cfg(feature = "faults")]
+    armed::strike(component, batch);
+    #[cfg(not(feature = "faults"))]
+    let _ = (component, batch);
+}
+
 /// Whether a test has planted the defect.
 #[inline]
 pub fn is_planted(defect: Defect) -> bool {
@@ -184,13 +197,15 @@ mod armed {
     use std::io::Write;
     use std::sync::{Mutex, OnceLock};
 
-    use super::{Defect, POINTS};
+    use super::{Batch, Defect, POINTS};
 
     /// What the environment asks for.
     struct Plan {
         defect: Option<Defect>,
         kill: Option<(String, u64)>,
         list: Option<std::path::PathBuf>,
+        /// How, which component, and what the records hold.
+        poison: Option<(String, String, String)>,
         visits: Mutex<BTreeMap<&'static str, u64>>,
     }
 
@@ -212,6 +227,11 @@ mod armed {
                 }),
                 kill: text("TOCSIN_FAULT_POINT").map(|name| (name, visit)),
                 list: std::env::var_os("TOCSIN_FAULT_LIST").map(Into::into),
+                poison: text("TOCSIN_POISON").map(|text| {
+                    let parts = text.split_once('@').and_then(|(how, rest)| Some((how, rest.split_once(':')?)));
+                    let (how, (component, text)) = parts.expect("TOCSIN_POISON is HOW@COMPONENT:TEXT");
+                    (how.to_owned(), component.to_owned(), text.to_owned())
+                }),
                 visits: Mutex::default(),
             }
         })
@@ -236,6 +256,28 @@ mod armed {
         if plan.kill.as_ref().is_some_and(|(wanted, visit)| wanted == name && *visit == visits) {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
+    }
+
+    pub fn strike(component: &str, batch: &Batch) {
+        let Some((how, wanted, text)) = &plan().poison else { return };
+        if wanted != component {
+            return;
+        }
+        let is_poison = |row| memchr::memmem::find(batch.raw(row), text.as_bytes()).is_some();
+        if batch.rows().any(is_poison) {
+            match how.as_str() {
+                "panic" => panic!("poison"),
+                "abort" => std::process::abort(),
+                "overflow" => println!("{}", deep(1)),
+                how => panic!("TOCSIN_POISON: there is no {how}"),
+            }
+        }
+    }
+
+    /// Needs more stack than there is.
+    fn deep(depth: u64) -> u64 {
+        let room = std::hint::black_box([depth; 1024]);
+        if depth == 0 { 0 } else { deep(depth + 1) + room[0] }
     }
 
     pub fn is_planted(defect: Defect) -> bool {

@@ -12,6 +12,7 @@ use crate::evolution::{Fact, Facts, Meaning, Role};
 use crate::ledger::LinkAccount;
 use crate::metrics::{ComponentMetrics, Metrics};
 use crate::operator::{Built, Operator, Ports, Prepare, Transform};
+use crate::poison::Guard;
 use crate::prefilter::Prefilter;
 use crate::sink::Sink;
 use crate::source::{RecordOptions, Source};
@@ -112,13 +113,20 @@ pub enum TaskId {
     Sink(usize),
 }
 
+/// The stateless part of an operator, which runs ahead of the edge to it.
+#[derive(Clone)]
+pub struct Ahead {
+    pub component: Arc<str>,
+    pub work: Arc<dyn Prepare>,
+}
+
 /// An output of a fused chain.
 #[derive(Clone)]
 pub enum Link {
     /// On to another node of the same task.
     Node { node: usize, input: usize },
     /// Over an edge to the inbox of another task. For an operator with a stateless part, that part runs on this side.
-    Edge { to: TaskId, entry: usize, prepare: Option<Arc<dyn Prepare>> },
+    Edge { to: TaskId, entry: usize, prepare: Option<Ahead> },
 }
 
 /// A node of a fused chain. `W` is what it does: [`Work`], or transforms alone where threads share the chain.
@@ -151,11 +159,13 @@ impl From<Arc<dyn Transform>> for Work {
 /// Nodes that run as one loop in one task; those with state come first, each after all that feed it.
 pub struct Chain<W> {
     pub nodes: Vec<Node<W>>,
+    /// Knows the records that nodes fail on.
+    pub guard: Arc<Guard>,
 }
 
 impl<W> Default for Chain<W> {
     fn default() -> Self {
-        Self { nodes: Vec::new() }
+        Self { nodes: Vec::new(), guard: Arc::default() }
     }
 }
 
@@ -226,6 +236,21 @@ pub struct Tasks {
     pub sources: Vec<SourceTask>,
     pub stages: Vec<StageTask>,
     pub sinks: Vec<SinkTask>,
+}
+
+impl Tasks {
+    /// Has all chains heed what is known of records that components fail on.
+    ///
+    /// # Panics
+    /// When a source's task has been started already.
+    pub fn guard(&mut self, guard: &Arc<Guard>) {
+        for source in &mut self.sources {
+            let intake = Arc::get_mut(&mut source.intake).expect("nobody shares it before it is run");
+            intake.chain.guard = Arc::clone(guard);
+        }
+        self.stages.iter_mut().for_each(|stage| stage.chain.guard = Arc::clone(guard));
+        self.sinks.iter_mut().for_each(|sink| sink.chain.guard = Arc::clone(guard));
+    }
 }
 
 impl Graph {
@@ -302,7 +327,7 @@ struct Cutter<'a> {
     /// The operators in an order in which every one comes after all that feed it.
     order: Vec<usize>,
     transforms: BTreeMap<usize, TransformNode>,
-    prepares: BTreeMap<usize, Arc<dyn Prepare>>,
+    prepares: BTreeMap<usize, Ahead>,
     reads: BTreeMap<usize, Projection>,
     outputs: Vec<Vec<Vec<Target>>>,
     ports: Vec<Ports>,
@@ -336,7 +361,8 @@ impl<'a> Cutter<'a> {
                 Built::Operator { prepare, reads: projection, .. } => {
                     reads.insert(index, projection.clone());
                     if let Some(prepare) = prepare {
-                        prepares.insert(index, Arc::clone(prepare));
+                        let ahead = Ahead { component: Arc::clone(&node.name), work: Arc::clone(prepare) };
+                        prepares.insert(index, ahead);
                     }
                 }
             }

@@ -8,8 +8,10 @@ use vrl::value::Value;
 use crate::chain::Passage;
 use crate::codec::DecodeError;
 use crate::event::{Batch, Lane, Selection, Span, Times};
+use crate::fault;
 use crate::graph::{Intake, Link, OnDecodeError};
 use crate::operator::{Reason, dead_letter};
+use crate::poison;
 use crate::source::{Block, Framing};
 use crate::tally::{Book, Counts};
 use crate::time::Timestamp;
@@ -59,10 +61,18 @@ impl Intake {
         if records > spans.len() {
             self.skipped(records - spans.len(), &mut taken);
         }
-        let mut batch = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
-        let rejected = self.decode(&mut batch);
+        let whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        let guard = &self.chain.guard;
+        guard.hold(poison::held(&self.name, &whole));
+        let (batch, rejected) = match poison::catch(|| self.read(whole.clone())) {
+            Ok(read) => read,
+            Err(_) => {
+                let sound = self.without_culprits(&whole, &mut taken);
+                self.read(sound)
+            }
+        };
         if self.needs_time {
-            taken.seen_max = self.time(&mut batch);
+            taken.seen_max = batch.times.as_ref().map_or(Timestamp::MIN, |times| times.max);
         }
         if !rejected.is_empty() {
             self.reject(&batch, &rejected, &mut taken);
@@ -72,6 +82,39 @@ impl Intake {
             self.chain.run(&self.entry, batch, &mut taken.passage);
         }
         taken
+    }
+
+    /// Decodes records and finds their times; gives those that the codec refuses.
+    fn read(&self, mut batch: Batch) -> (Batch, Vec<(u32, DecodeError)>) {
+        fault::strike(&self.name, &batch);
+        let rejected = self.decode(&mut batch);
+        if self.needs_time {
+            self.time(&mut batch);
+        }
+        (batch, rejected)
+    }
+
+    /// The records of a block less those that the codec fails on, which become dead letters.
+    fn without_culprits(&self, whole: &Batch, taken: &mut Taken) -> Batch {
+        let alone = |row: u32| {
+            let span = whole.spans[row as usize];
+            Batch::new(Arc::clone(&whole.lane), whole.block.clone(), whole.base, vec![span], whole.arrival)
+        };
+        let mut sound = Vec::new();
+        for row in whole.rows() {
+            match poison::catch(|| drop(self.read(alone(row)))) {
+                Ok(()) => sound.push(whole.spans[row as usize]),
+                Err(why) => {
+                    let letter = dead_letter(&self.name, Reason::Poison.as_str(), &why, whole, row);
+                    tracing::error!(source = %self.name, why, %letter, "the codec failed on a record; it is passed over");
+                    taken.own.drop(Reason::Poison, 1);
+                    if !self.rejected.is_empty() {
+                        self.tell(vec![(whole.arrival, letter)], whole, taken);
+                    }
+                }
+            }
+        }
+        Batch::new(Arc::clone(&whole.lane), whole.block.clone(), whole.base, sound, whole.arrival)
     }
 
     /// Counts records that the pre-filter passed over where the filter would have counted them.

@@ -16,6 +16,7 @@ pub mod json;
 pub mod ledger;
 pub mod metrics;
 pub mod operator;
+pub mod poison;
 pub mod prefilter;
 pub mod runtime;
 pub mod simulation;

@@ -42,10 +42,12 @@ pub enum Reason {
     StateFull,
     /// It went to an output that nothing is connected to.
     Unconnected,
+    /// It made the component fail, and is passed over.
+    Poison,
 }
 
 impl Reason {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Filtered,
         Self::Aggregated,
         Self::Duplicate,
@@ -59,6 +61,7 @@ impl Reason {
         Self::BufferFull,
         Self::StateFull,
         Self::Unconnected,
+        Self::Poison,
     ];
 
     /// The word it is counted under in metrics and told in dead letters.
@@ -77,6 +80,7 @@ impl Reason {
             Self::BufferFull => "buffer_full",
             Self::StateFull => "state_full",
             Self::Unconnected => "unconnected",
+            Self::Poison => "poison",
         }
     }
 }

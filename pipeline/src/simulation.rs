@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::chain::{Passage, Sent};
+use crate::chain::{Content, Passage, Sent};
 use crate::checkpoint::Snapshot;
 use crate::event::{Batch, Lane, Origin, Span};
 use crate::graph::{Graph, TaskId, Tasks, Work};
 use crate::metrics::Metrics;
-use crate::operator::{Input, StateError};
+use crate::operator::StateError;
 use crate::source::{Block, Framing};
 use crate::time::Timestamp;
 use crate::watermark::{MergedWatermark, SourceWatermark};
@@ -123,7 +123,7 @@ impl Simulation {
         let seen_before = self.watermarks[source].observe("", taken.seen_max);
         let mut queue = VecDeque::new();
         for mut sent in taken.passage.sent {
-            sent.input.set_seen_before(seen_before);
+            sent.content.set_seen_before(seen_before);
             queue.push_back(sent);
         }
         self.run(queue);
@@ -199,26 +199,27 @@ impl Simulation {
             let Some(watermark) = merged.update(input, watermark) else { continue };
             let chain = &mut self.tasks.stages[stage].chain;
             let mut passage = Passage::of(chain);
-            chain.on_watermark(watermark, &mut passage);
+            chain.on_watermark(watermark, &mut passage).unwrap_or_else(|panicked| panicked.resume());
             self.run(passage.sent.into());
             self.signal(TaskId::Stage(stage), watermark);
         }
     }
 
     fn run(&mut self, mut queue: VecDeque<Sent>) {
-        while let Some(Sent { to, entry, input }) = queue.pop_front() {
-            match (to, input) {
-                (TaskId::Stage(stage), input) => {
+        while let Some(Sent { to, entry, content }) = queue.pop_front() {
+            match (to, content) {
+                (TaskId::Stage(stage), content) => {
                     let stage = &mut self.tasks.stages[stage];
                     let (node, number) = stage.entries[entry];
                     let mut passage = Passage::of(&stage.chain);
-                    stage.chain.deliver(node, number, input, &mut passage);
+                    let delivered = stage.chain.deliver(node, number, content, &mut passage);
+                    delivered.unwrap_or_else(|panicked| panicked.resume());
                     queue.extend(passage.sent);
                 }
-                (TaskId::Sink(sink), Input::Batch(batch)) => {
+                (TaskId::Sink(sink), Content::Batch(batch)) => {
                     self.arrivals.push(Arrival { sink, at: self.now, batch });
                 }
-                (TaskId::Sink(_), Input::Prepared(_)) => unreachable!("sinks have no prepared input"),
+                (TaskId::Sink(_), _) => unreachable!("sinks have no prepared input"),
                 (TaskId::Source(_), _) => unreachable!("nothing is written to a source"),
             }
         }

@@ -159,7 +159,10 @@ impl Coordinator {
                 Ok(Health::Well)
             }
             Some(Ok(Err(Failure { message: None, .. }))) => Ok(Health::Broken),
-            Some(Ok(Err(Failure { component, message: Some(message) }))) => {
+            Some(Ok(Err(Failure { component, message: Some(message), panicked: Some(held) }))) => {
+                Err(RunError::Poisoned { component, message, held })
+            }
+            Some(Ok(Err(Failure { component, message: Some(message), .. }))) => {
                 Err(RunError::Component { component, message })
             }
             Some(Err(error)) if error.is_panic() => {

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::chain::Sent;
+use crate::chain::{Content, Sent};
 use crate::fault::{self, Defect};
 use crate::graph::{TaskId, WhenFull};
 use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
-use crate::operator::{Input, Reason};
+use crate::operator::Reason;
 use crate::sink::{Prepared, Queued, SinkInput};
 use crate::source::Gone;
 use crate::time::Timestamp;
@@ -42,7 +42,7 @@ pub enum Signal {
 }
 
 pub enum Message {
-    Data { entry: usize, input: Input },
+    Data { entry: usize, content: Content },
     Signal(Signal),
 }
 
@@ -78,25 +78,25 @@ pub struct Edge {
 
 impl Edge {
     /// Hands data over, waiting while the edge holds all it may.
-    pub async fn send(&self, entry: usize, input: Input) -> Result<(), Gone> {
-        let bytes = input.bytes().clamp(1, self.capacity);
+    pub async fn send(&self, entry: usize, content: Content) -> Result<(), Gone> {
+        let bytes = content.bytes().clamp(1, self.capacity);
         let wanted = u32::try_from(bytes).expect("edges are below 4 GiB");
         let permit = match Arc::clone(&self.budget).try_acquire_many_owned(wanted) {
             Ok(permit) => permit,
             Err(_) if self.when_full == WhenFull::DropNewest => {
-                self.metrics.dropped(Reason::BufferFull, input.records() as u64);
-                self.overflowed.fetch_add(input.records() as u64, Ordering::Relaxed);
+                self.metrics.dropped(Reason::BufferFull, content.records() as u64);
+                self.overflowed.fetch_add(content.records() as u64, Ordering::Relaxed);
                 return Ok(());
             }
             Err(_) => Arc::clone(&self.budget).acquire_many_owned(wanted).await.map_err(|_| Gone)?,
         };
         match &self.door {
             Door::Inbox(sender) => {
-                let message = Message::Data { entry, input };
+                let message = Message::Data { entry, content };
                 sender.send(Envelope { from: self.from, message, permit: Some(permit) }).await.map_err(|_| Gone)
             }
             Door::Sink(sender, _) => {
-                let Input::Batch(batch) = input else { unreachable!("sinks have no prepared input") };
+                let Content::Batch(batch) = content else { unreachable!("sinks have no prepared input") };
                 sender.send(Queued { input: SinkInput::Batch(batch), _permit: Some(permit) }).await.map_err(|_| Gone)
             }
         }
@@ -149,7 +149,7 @@ pub struct Outlets {
 impl Outlets {
     pub async fn send(&self, sent: Sent) -> Result<(), Gone> {
         let edge = self.edges.iter().find(|edge| edge.to == sent.to).expect("every link of a chain has its edge");
-        edge.send(sent.entry, sent.input).await
+        edge.send(sent.entry, sent.content).await
     }
 
     /// What the edges have dropped, as accounts of the sinks behind them.
@@ -171,7 +171,7 @@ impl Outlets {
 
 /// What an inbox hands its task, barriers and ends of all edges brought together.
 pub enum Arrived {
-    Data { entry: usize, input: Input, permit: Option<OwnedSemaphorePermit> },
+    Data { entry: usize, content: Content, permit: Option<OwnedSemaphorePermit> },
     Watermark(Timestamp),
     Barrier(Arc<Ticket>),
     End,
@@ -226,7 +226,7 @@ impl Inbox {
     fn take(&mut self, envelope: Envelope) -> Option<Arrived> {
         let Envelope { from, message, permit } = envelope;
         match message {
-            Message::Data { entry, input } => Some(Arrived::Data { entry, input, permit }),
+            Message::Data { entry, content } => Some(Arrived::Data { entry, content, permit }),
             Message::Signal(Signal::Watermark(watermark)) => {
                 self.watermark.update(from, watermark).map(Arrived::Watermark)
             }
@@ -280,8 +280,8 @@ mod tests {
         (edges.collect(), Inbox::new(receiver, count))
     }
 
-    fn data(text: &str) -> Input {
-        Input::Batch(text_batch(&text_lane("in"), text))
+    fn data(text: &str) -> Content {
+        Content::Batch(text_batch(&text_lane("in"), text))
     }
 
     /// What an inbox hands over, in words, until `count` things have come.
@@ -289,7 +289,7 @@ mod tests {
         let mut words = Vec::new();
         for _ in 0..count {
             words.push(match inbox.next().await {
-                Some(Arrived::Data { input: Input::Batch(batch), .. }) => {
+                Some(Arrived::Data { content: Content::Batch(batch), .. }) => {
                     String::from_utf8_lossy(batch.record(0)).into_owned()
                 }
                 Some(Arrived::Data { .. }) => unreachable!("nothing is prepared here"),

@@ -31,6 +31,7 @@ use crate::graph::{Graph, Tasks};
 use crate::health::Health;
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
+use crate::poison::{Guard, Held, Panicked};
 use crate::sink::Answer;
 use crate::source::Gone;
 use crate::store::Storage;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub once: bool,
     /// State that would be lost because the configuration has changed is a reason not to start.
     pub no_state_loss: bool,
+    /// What is known of records that components fail on.
+    pub guard: Arc<Guard>,
     /// How many records the state of a sink of a type holds that are still to be delivered; `None` where that is not known.
     pub undelivered: fn(&str, &[u8]) -> Option<u64>,
     pub clock: Arc<dyn Clock>,
@@ -81,6 +84,10 @@ pub enum RunError {
     Start(String),
     #[error("{component}: {message}")]
     Component { component: String, message: String },
+    /// An operator failed on a record. What it holds cannot be relied on any more: go on from the checkpoint, with a guard
+    /// that has learnt of it.
+    #[error("{component} failed on a record: {message}")]
+    Poisoned { component: String, message: String, held: Option<Held> },
     #[error("{0}")]
     State(String),
 }
@@ -91,21 +98,29 @@ pub(crate) struct Failure {
     component: String,
     /// `None`: because a task it writes to is gone, which tells its own reason.
     message: Option<String>,
+    /// An operator panicked, with this in hand.
+    panicked: Option<Option<Held>>,
 }
 
 impl Failure {
     fn bug(component: &str, error: &dyn std::fmt::Display) -> Self {
-        Self { component: component.to_owned(), message: Some(format!("a bug: {error}")) }
+        Self { component: component.to_owned(), message: Some(format!("a bug: {error}")), panicked: None }
     }
 
     fn of(component: &str, error: &dyn std::fmt::Display) -> Self {
-        Self { component: component.to_owned(), message: Some(error.to_string()) }
+        Self { component: component.to_owned(), message: Some(error.to_string()), panicked: None }
     }
 }
 
 impl From<Gone> for Failure {
     fn from(_: Gone) -> Self {
-        Self { component: String::new(), message: None }
+        Self { component: String::new(), message: None, panicked: None }
+    }
+}
+
+impl From<Panicked> for Failure {
+    fn from(Panicked { component, why, held }: Panicked) -> Self {
+        Self { component, message: Some(why), panicked: Some(held) }
     }
 }
 
@@ -160,6 +175,7 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
     let links = graph.links();
     let facts = graph.facts();
     let mut tasks = graph.into_tasks(&metrics);
+    tasks.guard(&settings.guard);
     let (lock, mut checkpoints, mut restored) = restore::open(&settings)?;
     let verdicts = restore::evolve(facts, &mut restored, checkpoints.as_mut(), &settings)?;
     restore::stages(&mut tasks.stages, &mut restored)?;

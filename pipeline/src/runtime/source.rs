@@ -174,7 +174,7 @@ impl SourceDriver {
                 self.is_read(&lane.partition);
                 let seen_before = self.watermark.observe(&lane.partition, seen_max);
                 for mut sent in passage.sent {
-                    sent.input.set_seen_before(seen_before);
+                    sent.content.set_seen_before(seen_before);
                     self.outlets.send(sent).await?;
                 }
                 let seen = self.watermark.seen(&lane.partition).0;

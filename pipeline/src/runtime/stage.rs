@@ -8,12 +8,11 @@ use tokio::sync::mpsc;
 
 use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
 use super::{Accounts, Done, Failure, Report, StateReport};
-use crate::chain::Passage;
+use crate::chain::{Content, Passage};
 use crate::event::Batch;
 use crate::graph::{Link, StageTask, Stateless, Work};
 use crate::ledger::{Account, Kind};
 use crate::metrics::Metrics;
-use crate::operator::Input;
 use crate::sink::{Letters, Queued, SinkInput};
 use crate::source::Gone;
 use crate::tally::Book;
@@ -99,9 +98,9 @@ pub(super) async fn run_stage(
     let mut passage = Passage::of(&stage.chain);
     while let Some(arrived) = inbox.next().await {
         match arrived {
-            Arrived::Data { entry, input, permit } => {
+            Arrived::Data { entry, content, permit } => {
                 let (node, number) = stage.entries[entry];
-                stage.chain.deliver(node, number, input, &mut passage);
+                stage.chain.deliver(node, number, content, &mut passage)?;
                 passage.settle(&mut book);
                 drop(permit);
             }
@@ -109,7 +108,7 @@ pub(super) async fn run_stage(
                 if watermark != Timestamp::MAX {
                     gauge.set(watermark.0 as f64 / 1e9);
                 }
-                stage.chain.on_watermark(watermark, &mut passage);
+                stage.chain.on_watermark(watermark, &mut passage)?;
                 passage.settle(&mut book);
                 for sent in passage.sent.drain(..) {
                     outlets.send(sent).await?;
@@ -155,7 +154,7 @@ fn snapshot(stage: &mut StageTask, full: bool, metrics: &Metrics) -> Vec<StateRe
 pub(super) async fn run_gate(mut inbox: Inbox, queue: mpsc::Sender<Queued>, sink: usize) -> Result<Done, Failure> {
     while let Some(arrived) = inbox.next().await {
         let queued = match arrived {
-            Arrived::Data { input: Input::Batch(batch), permit, .. } => {
+            Arrived::Data { content: Content::Batch(batch), permit, .. } => {
                 Queued { input: SinkInput::Batch(batch), _permit: permit }
             }
             Arrived::Data { .. } => unreachable!("sinks have no prepared input"),
