@@ -1,6 +1,6 @@
 //! The admin address: `/metrics`, `/healthz`, `/readyz`, `/api/v1/audit`.
 //!
-//! It only tells: nothing can be changed through it. It is bound to the loopback unless the configuration says otherwise.
+//! It tells, and changes something only where it is asked to by POST: `/api/v1/reload`. It is bound to the loopback unless the configuration says otherwise.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::audit;
+use crate::reload::{self, Reloads};
 
 /// How many clients are served at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -33,24 +34,30 @@ pub struct Admin {
     listener: TcpListener,
     metrics: Metrics,
     status: Arc<Status>,
+    reloads: Reloads,
 }
 
 impl Admin {
     /// # Errors
     /// When the address cannot be listened on, with the remedy.
-    pub async fn bind(address: SocketAddr, metrics: Metrics, status: Arc<Status>) -> anyhow::Result<Self> {
+    pub async fn bind(
+        address: SocketAddr,
+        metrics: Metrics,
+        status: Arc<Status>,
+        reloads: Reloads,
+    ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             anyhow::anyhow!(
                 "cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out"
             )
         })?;
-        Ok(Self { listener, metrics, status })
+        Ok(Self { listener, metrics, status, reloads })
     }
 
     /// Serves until the task is aborted.
     pub async fn serve(self) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let (metrics, status) = (self.metrics, self.status);
+        let (metrics, status, reloads) = (self.metrics, self.status, self.reloads);
         loop {
             let permit = Arc::clone(&connections).acquire_owned().await.expect("it is never closed");
             let stream = match self.listener.accept().await {
@@ -62,11 +69,20 @@ impl Admin {
                     continue;
                 }
             };
-            let (metrics, status) = (metrics.clone(), Arc::clone(&status));
+            let (metrics, status, reloads) = (metrics.clone(), Arc::clone(&status), reloads.clone());
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let response = answer(&request, &metrics, &status);
-                    async move { Ok::<_, Infallible>(response) }
+                    let response = match is_change(&request) {
+                        false => Some(answer(&request, &metrics, &status)),
+                        true => None,
+                    };
+                    let reloads = reloads.clone();
+                    async move {
+                        Ok::<_, Infallible>(match response {
+                            Some(response) => response,
+                            None => change(&request, &reloads).await,
+                        })
+                    }
                 });
                 // A client that breaks off is no concern of ours.
                 let _ = http1::Builder::new()
@@ -80,9 +96,25 @@ impl Admin {
     }
 }
 
+/// Whether something is to be changed: never by GET.
+fn is_change<B>(request: &Request<B>) -> bool {
+    request.method() == Method::POST && request.uri().path() == reload::PATH
+}
+
+async fn change<B>(request: &Request<B>, reloads: &Reloads) -> Response<Full<Bytes>> {
+    // A browser says so when a page of somebody else's makes it ask; commands have no origin.
+    if request.headers().contains_key(ORIGIN) {
+        return text(StatusCode::FORBIDDEN, "pages of other origins may not change anything\n");
+    }
+    match reloads.answered().await {
+        Ok(told) => text(StatusCode::OK, &told),
+        Err(reason) => text(StatusCode::CONFLICT, &format!("{}\n", reason.trim_end())),
+    }
+}
+
 fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered, and POST where something is changed\n");
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "alive\n"),
@@ -100,6 +132,7 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Respon
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             }
         }
+        reload::PATH => text(StatusCode::METHOD_NOT_ALLOWED, "a reload is asked for by POST\n"),
         audit::PATH => {
             let audit = status.audit.lock().expect("no holder of this lock panics").clone();
             match audit {
@@ -113,8 +146,8 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Respon
                 None => text(StatusCode::SERVICE_UNAVAILABLE, "no barrier has passed yet; ask again in a second\n"),
             }
         }
-        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz /api/v1/audit\n"),
-        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz, /readyz and /api/v1/audit\n"),
+        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz /api/v1/audit /api/v1/reload\n"),
+        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz, /readyz, /api/v1/audit and /api/v1/reload\n"),
     }
 }
 
@@ -160,7 +193,8 @@ mod tests {
     #[tokio::test]
     async fn a_command_gets_the_audit_of_a_running_daemon() {
         let status = Arc::new(Status::default());
-        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), Metrics::new(), Arc::clone(&status)).await.unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let admin = Admin::bind(address, Metrics::new(), Arc::clone(&status), Reloads::new().0).await.unwrap();
         let address = admin.listener.local_addr().unwrap();
         let served = tokio::spawn(admin.serve());
         let ask = || tokio::task::spawn_blocking(move || audit::of_daemon(address));
@@ -173,7 +207,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_changed_through_it() {
+    fn nothing_is_changed_but_by_post_and_not_by_pages_of_others() {
+        let request = |method: &str, origin: bool| {
+            let request = Request::builder().method(method).uri(reload::PATH);
+            let request = if origin { request.header(ORIGIN, "http://example.org") } else { request };
+            request.body(()).unwrap()
+        };
+        assert!(!is_change(&request("GET", false)) && is_change(&request("POST", false)));
+        let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let answer = executor.block_on(change(&request("POST", true), &Reloads::new().0));
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        assert_eq!(status_of(reload::PATH, Method::GET, true), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(status_of("/metrics", Method::POST, true), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(status_of("/metrics", Method::GET, true), StatusCode::OK);
         assert_eq!(status_of("/etc/passwd", Method::GET, true), StatusCode::NOT_FOUND);

@@ -20,7 +20,7 @@ pub enum Command {
     /// Run a pipeline.
     ///
     /// SIGTERM and SIGINT stop reading, bring what was read to the sinks, and take a last checkpoint; a second signal
-    /// exits at once, which is as safe as a crash is.
+    /// exits at once, which is as safe as a crash is. SIGHUP reloads the configuration.
     Run(RunArguments),
     /// Check a configuration without touching anything outside; tell every problem at once.
     Check(CheckArguments),
@@ -42,6 +42,11 @@ pub enum Command {
     /// Of a running daemon as of its last barrier, or of a data directory as of its newest checkpoint. Exit status 1: they
     /// do not balance.
     Audit(AuditArguments),
+    /// Ask a running daemon to take up its changed configuration.
+    ///
+    /// SIGHUP does the same, and so does a change of a file under `run --watch`. A configuration that is wrong or cannot run
+    /// changes nothing: exit status 1, with the reason.
+    Reload(ReloadArguments),
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -85,6 +90,9 @@ pub struct RunArguments {
     /// Where state is kept; instead of `daemon.data_dir`.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Reload when a file of the configuration changes.
+    #[arg(long)]
+    pub watch: bool,
     /// Do not start if state would be lost because the configuration has changed: see `tocsin plan`.
     #[arg(long)]
     pub no_state_loss: bool,
@@ -116,6 +124,16 @@ pub struct PlanArguments {
     /// How it is told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ReloadArguments {
+    /// The daemon's configuration, which tells its admin address.
+    #[arg(value_name = "FILES")]
+    pub files: Vec<PathBuf>,
+    /// The daemon's admin address, instead.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -12,15 +12,15 @@ use crate::catalog::CATALOG;
 use crate::cli::{
     Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments,
 };
-use crate::{audit, drawing, plan, recover, run, starter, state, testing};
+use crate::{audit, drawing, plan, recover, reload, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
-            let RunArguments { once, data_dir, no_state_loss, .. } = arguments;
-            run::run(plan, run::Options { once, data_dir, no_state_loss })
+            let RunArguments { configuration, once, data_dir, no_state_loss, watch } = arguments;
+            run::run(plan, run::Options { configuration, once, data_dir, no_state_loss, watch })
         }
         Command::Check(arguments) => check(&arguments),
         Command::Test(configuration) => test(&configuration),
@@ -29,6 +29,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
             print(&explain(&plan))
         }
         Command::Plan(arguments) => plan::plan(&arguments),
+        Command::Reload(arguments) => reload::reload(&arguments),
         Command::State(arguments) => state::state(&arguments),
         Command::Recover(arguments) => recover::recover(&arguments),
         Command::Audit(arguments) => audit(arguments),
@@ -73,7 +74,7 @@ pub fn print(text: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(configuration: &ConfigurationArguments) -> Result<Plan, Report> {
+pub fn read(configuration: &ConfigurationArguments) -> Result<Plan, Report> {
     let files = tocsin_config::load(&configuration.files)?;
     tocsin_config::check(&files, &SystemEnvironment, &CATALOG, &configuration.set)
 }

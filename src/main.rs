@@ -12,6 +12,7 @@ mod logging;
 mod plan;
 mod progress;
 mod recover;
+mod reload;
 mod run;
 mod starter;
 mod state;

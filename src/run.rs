@@ -1,42 +1,52 @@
-//! `tocsin run`: the daemon.
+//! `tocsin run`: the daemon. Runs one graph after the other, each from the state that the one before left.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
+use tocsin_config::Plan;
 use tocsin_config::build::build;
-use tocsin_config::plan::Plan;
+use tocsin_pipeline::evolution::{Fate, Role, losses};
+use tocsin_pipeline::fault;
 use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
-use tocsin_pipeline::runtime::{self, Settings, Status};
+use tocsin_pipeline::runtime::{self, Outcome, Ready, Settings, State, Status};
 use tocsin_pipeline::store::Disk;
 use tocsin_pipeline::time::{Clock, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::SignalStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::catalog::CATALOG;
+use crate::cli::ConfigurationArguments;
+use crate::commands::read;
 use crate::progress;
+use crate::reload::{self, Answer, Reloads, Request};
+
+/// A graph that is busy with a checkpoint that does not come to its end is not waited for longer.
+const HEEDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How the daemon is run beside what the configuration says.
 pub struct Options {
+    pub configuration: ConfigurationArguments,
     pub once: bool,
     pub data_dir: Option<PathBuf>,
-    /// State that would be lost is a reason not to start.
+    /// State that would be lost is a reason not to start, and not to reload.
     pub no_state_loss: bool,
+    /// A change of the configuration's files reloads it.
+    pub watch: bool,
 }
 
 /// Runs the plan to its end.
 pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
     crate::logging::init(plan.daemon.log.as_str());
-    let threads = match plan.daemon.threads {
-        Some(threads) => threads.get(),
-        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-    };
+    let threads = threads(&plan);
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         // A worker that found nothing to do for so long gives its memory back; new ones start in microseconds.
@@ -52,6 +62,47 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
     outcome
 }
 
+fn threads(plan: &Plan) -> usize {
+    match plan.daemon.threads {
+        Some(threads) => threads.get(),
+        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
+}
+
+/// What stays the same from graph to graph.
+struct Daemon {
+    options: Options,
+    /// Where state is kept: fixed when the daemon starts.
+    data_dir: Option<PathBuf>,
+    threads: usize,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    health: Health,
+    status: Arc<Status>,
+    stop: CancellationToken,
+}
+
+impl Daemon {
+    fn settings(&self, plan: &Plan) -> Settings {
+        Settings {
+            data_dir: self.data_dir.clone(),
+            checkpoint_interval: plan.daemon.checkpoint_interval.0,
+            shutdown_timeout: plan.daemon.shutdown_timeout.0,
+            threads: self.threads,
+            memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
+            once: self.options.once,
+            guard: Arc::default(),
+            no_state_loss: self.options.no_state_loss,
+            undelivered: |sink, state| CATALOG.undelivered(sink, state),
+            clock: Arc::clone(&self.clock),
+            storage: Arc::new(Disk),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            status: Arc::clone(&self.status),
+        }
+    }
+}
+
 async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<ExitCode> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let begun = clock.monotonic();
@@ -59,36 +110,28 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     let status = Arc::new(Status::default());
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
+    let (reloads, requests) = Reloads::new();
+    reload::on_signal(reloads.clone())?;
+    if options.watch {
+        reload::on_change(reloads.clone(), options.configuration.files.clone())?;
+    }
     let admin = match plan.daemon.admin {
-        Some(address) => Some(tokio::spawn(Admin::bind(address, metrics.clone(), Arc::clone(&status)).await?.serve())),
+        Some(address) => {
+            let admin = Admin::bind(address, metrics.clone(), Arc::clone(&status), reloads).await?;
+            Some(tokio::spawn(admin.serve()))
+        }
         None => None,
     };
     let sources: Vec<_> = plan.sources.iter().map(|source| metrics.component(&source.name, "source")).collect();
     let told = options.once.then(|| tokio::spawn(progress::tell(sources.clone(), Arc::clone(&clock))));
-    let data_dir = options.data_dir.or_else(|| plan.daemon.data_dir.clone());
+    let data_dir = options.data_dir.clone().or_else(|| plan.daemon.data_dir.clone());
     if data_dir.is_none() && !options.once {
         tracing::warn!("no data_dir is configured: positions, windows and alerts do not survive a restart");
     }
-    let settings = Settings {
-        data_dir,
-        checkpoint_interval: plan.daemon.checkpoint_interval.0,
-        shutdown_timeout: plan.daemon.shutdown_timeout.0,
-        threads,
-        memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
-        once: options.once,
-        guard: Arc::default(),
-        no_state_loss: options.no_state_loss,
-        undelivered: |sink, state| CATALOG.undelivered(sink, state),
-        clock: Arc::clone(&clock),
-        storage: Arc::new(Disk),
-        health: Health::new(Some(metrics.troubles.clone())),
-        metrics,
-        status: Arc::clone(&status),
-    };
-    let graph = build(&plan);
-    drop(plan);
     let notified = tokio::spawn(tell_supervisor(Arc::clone(&status), stop.clone()));
-    let outcome = runtime::run(graph, settings, stop).await;
+    let health = Health::new(Some(metrics.troubles.clone()));
+    let daemon = Daemon { options, data_dir, threads, clock: Arc::clone(&clock), metrics, health, status, stop };
+    let outcome = graphs(&daemon, plan, requests).await;
     for task in [told, admin, Some(notified)].into_iter().flatten() {
         task.abort();
     }
@@ -96,6 +139,217 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     let elapsed = clock.monotonic().saturating_sub(begun);
     tracing::info!("stopped; {}", progress::Read::of(&sources).line(elapsed));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one graph after the other, until one ends.
+async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+    let mut plan = first;
+    let mut settings = daemon.settings(&plan);
+    let mut state = State::open(&settings)?;
+    // The reload that the graph to come is the outcome of, with what is to be told of it; and the plan to go back to.
+    let mut underway: Option<(Waiting, Vec<String>, Plan)> = None;
+    loop {
+        if let Some((waiting, told, old)) = underway.take() {
+            let undelivered = undelivered(&mut state, &plan, &settings);
+            if undelivered.is_empty() {
+                underway = Some((waiting, told, old));
+            } else {
+                waiting.answer(daemon, Err(Refusal::Refused(undelivered)));
+                plan = old;
+                settings = daemon.settings(&plan);
+            }
+        }
+        let (suspend, suspensions) = mpsc::channel(1);
+        let opened = runtime::open(build(&plan), &settings, state, &daemon.stop, suspensions).await;
+        let ready = match (opened, underway.take()) {
+            (Ok(ready), None) => ready,
+            (Ok(ready), Some((waiting, told, _))) => {
+                tocsin_sources::listeners::release();
+                fault::point("reload.started");
+                tell_ready();
+                waiting.answer(daemon, Ok(told));
+                ready
+            }
+            (Err((error, _)), None) => return Err(error.into()),
+            (Err((error, before)), Some((waiting, _, old))) => {
+                waiting.answer(daemon, Err(Refusal::Failed(error.to_string())));
+                (plan, state) = (old, before);
+                settings = daemon.settings(&plan);
+                tocsin_sources::listeners::hand_over();
+                continue;
+            }
+        };
+        let next = follow(daemon, ready, &plan, &settings, &suspend, &mut requests).await?;
+        let Some((left, new, waiting, told)) = next else { return Ok(()) };
+        tocsin_sources::listeners::hand_over();
+        state = left;
+        let old = std::mem::replace(&mut plan, new);
+        settings = daemon.settings(&plan);
+        underway = Some((waiting, told, old));
+    }
+}
+
+/// What sinks have not delivered and a reload would lose, in words; empty if that is nothing. Waiting costs nothing here, and a
+/// restart gives it up knowingly.
+fn undelivered(state: &mut State, plan: &Plan, settings: &Settings) -> String {
+    let verdicts = state.compare(&build(plan).facts(), settings.undelivered);
+    let lost: Vec<_> = losses(&verdicts)
+        .filter(|verdict| verdict.role == Role::Sink)
+        .map(|verdict| format!("\n  {verdict}"))
+        .collect();
+    match lost.is_empty() {
+        true => String::new(),
+        false => format!("reload when it is delivered, or restart to give it up:{}", lost.concat()),
+    }
+}
+
+/// What follows a graph: the state it left, the plan to go on with, and who waits for that, with what is to be told.
+type Next = (State, Plan, Waiting, Vec<String>);
+
+/// Runs a graph until it ends, or until another follows.
+async fn follow(
+    daemon: &Daemon,
+    ready: Ready<'_>,
+    plan: &Plan,
+    settings: &Settings,
+    suspend: &mpsc::Sender<oneshot::Sender<()>>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> anyhow::Result<Option<Next>> {
+    let facts = build(plan).facts();
+    let mut running = std::pin::pin!(ready.run());
+    let ended = |outcome: Outcome| match outcome {
+        Outcome::Ended => None,
+        Outcome::Suspended(state) => Some(state),
+    };
+    loop {
+        let waiting = tokio::select! {
+            outcome = &mut running => {
+                // Nobody asked: a suspension that was withdrawn in the same moment is none.
+                return Ok(ended(outcome?).and(None));
+            }
+            Some(request) = requests.recv() => Waiting::with(request, requests),
+        };
+        if daemon.stop.is_cancelled() {
+            waiting.answer(daemon, Err(Refusal::Refused("the daemon is stopping".to_owned())));
+            continue;
+        }
+        tell_reloading();
+        let configuration = daemon.options.configuration.clone();
+        let checked = tokio::task::spawn_blocking(move || read(&configuration));
+        // The pipeline goes on meanwhile.
+        let checked = tokio::select! {
+            outcome = &mut running => return Ok(ended(outcome?).and(None)),
+            checked = checked => checked.context("checking the configuration")?,
+        };
+        let new = match checked {
+            Ok(new) => new,
+            Err(report) => {
+                tell_ready();
+                waiting.answer(daemon, Err(Refusal::Refused(report.render(false))));
+                continue;
+            }
+        };
+        fault::point("reload.checked");
+        let verdicts = tocsin_pipeline::evolution::compare(&facts, &build(&new).facts());
+        let forbidden: Vec<_> = losses(&verdicts)
+            // What a sink has not delivered is known only when it has ended.
+            .filter(|verdict| settings.no_state_loss && verdict.role != Role::Sink)
+            .map(|verdict| format!("\n  {verdict}"))
+            .collect();
+        if !forbidden.is_empty() {
+            tell_ready();
+            let told = format!("state would be lost, which --no-state-loss forbids:{}", forbidden.concat());
+            waiting.answer(daemon, Err(Refusal::Refused(told)));
+            continue;
+        }
+        let mut told: Vec<_> =
+            verdicts.iter().filter(|verdict| verdict.fate != Fate::Kept).map(ToString::to_string).collect();
+        told.extend(needs_restart(daemon, plan, &new));
+        let (heed, mut heeded) = oneshot::channel();
+        // The channel holds one request, and this is the only place that makes them: it is full only if one was withdrawn
+        // and not looked at yet.
+        let is_asked = suspend.try_send(heed).is_ok();
+        let is_heeded = is_asked
+            && tokio::select! {
+                outcome = &mut running => {
+                    return Ok(ended(outcome?).map(|state| (state, new, waiting, told)));
+                }
+                answer = tokio::time::timeout(HEEDED_WITHIN, &mut heeded) => matches!(answer, Ok(Ok(()))),
+            };
+        // Where it was heeded in the last moment, it was.
+        heeded.close();
+        if !is_heeded && heeded.try_recv().is_err() {
+            tell_ready();
+            let told = "a checkpoint does not come to its end, so something downstream is stuck; nothing was changed";
+            waiting.answer(daemon, Err(Refusal::Refused(told.to_owned())));
+            continue;
+        }
+        return Ok(ended(running.await?).map(|state| (state, new, waiting, told)));
+    }
+}
+
+/// What is fixed for as long as the daemon lives.
+fn needs_restart(daemon: &Daemon, old: &Plan, new: &Plan) -> Vec<String> {
+    let (old, new) = (&old.daemon, &new.daemon);
+    let is_data_dir_given = daemon.options.data_dir.is_some();
+    [
+        ("data_dir", !is_data_dir_given && old.data_dir != new.data_dir),
+        ("admin", old.admin != new.admin),
+        ("threads", old.threads != new.threads),
+        ("log", old.log != new.log),
+    ]
+    .into_iter()
+    .filter(|(_, has_changed)| *has_changed)
+    .map(|(option, _)| format!("`daemon.{option}` needs a restart to change"))
+    .collect()
+}
+
+/// Why everything goes on as it was.
+enum Refusal {
+    /// Nothing was touched.
+    Refused(String),
+    /// The new graph could not be opened, and the old one was opened again.
+    Failed(String),
+}
+
+/// Those who wait for the outcome of one reload.
+struct Waiting(Vec<oneshot::Sender<Answer>>);
+
+impl Waiting {
+    /// All that have asked by now have asked for the same.
+    fn with(request: Request, requests: &mut mpsc::Receiver<Request>) -> Self {
+        let mut waiting: Vec<_> = request.into_iter().collect();
+        while let Ok(request) = requests.try_recv() {
+            waiting.extend(request);
+        }
+        Self(waiting)
+    }
+
+    fn answer(self, daemon: &Daemon, outcome: Result<Vec<String>, Refusal>) {
+        let (result, answer) = match outcome {
+            Ok(told) => {
+                let more = told.iter().map(|line| format!("{line}\n")).collect::<String>();
+                tracing::info!(
+                    "the configuration is reloaded; {}",
+                    if told.is_empty() { "all state is kept".to_owned() } else { told.join("; ") }
+                );
+                ("reloaded", Ok(format!("reloaded\n{more}")))
+            }
+            Err(Refusal::Refused(reason)) => {
+                tracing::error!("the configuration is not reloaded, everything goes on as it was: {reason}");
+                ("refused", Err(reason))
+            }
+            Err(Refusal::Failed(reason)) => {
+                tracing::error!("the new configuration cannot run, the old one goes on: {reason}");
+                ("failed", Err(reason))
+            }
+        };
+        daemon.metrics.reloads.with_label_values(&[result]).inc();
+        for client in self.0 {
+            // One that has gone away is told by the log.
+            let _ = client.send(answer.clone());
+        }
+    }
 }
 
 /// The first SIGTERM or SIGINT drains, the second exits at once: safe, as a crash is.
@@ -110,22 +364,35 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
                 std::process::exit(130);
             }
             tracing::info!("stopping: bringing what has been read to the sinks; a second signal stops at once");
+            // Nobody is to connect to what will not answer.
+            tocsin_sources::listeners::close();
             stop.cancel();
         }
     });
     Ok(())
 }
 
+/// Tells systemd. Without NOTIFY_SOCKET this does nothing; a supervisor that is gone is no reason to stop.
+fn tell(state: &[sd_notify::NotifyState<'_>]) {
+    let _ = sd_notify::notify(state);
+}
+
+fn tell_reloading() {
+    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+        tell(&[sd_notify::NotifyState::Reloading, now]);
+    }
+}
+
+fn tell_ready() {
+    tell(&[sd_notify::NotifyState::Ready]);
+}
+
 /// systemd's notify protocol: ready, alive, stopping.
 async fn tell_supervisor(status: Arc<Status>, stop: CancellationToken) {
-    let tell = |state: &[sd_notify::NotifyState<'_>]| {
-        // Without NOTIFY_SOCKET this does nothing; a supervisor that is gone is no reason to stop.
-        let _ = sd_notify::notify(state);
-    };
-    while !status.is_ready.load(std::sync::atomic::Ordering::Relaxed) {
+    while !status.is_ready.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    tell(&[sd_notify::NotifyState::Ready]);
+    tell_ready();
     let watchdog = sd_notify::watchdog_enabled();
     let mut ticks = tokio::time::interval(watchdog.map_or(Duration::from_secs(3600), |every| every / 2));
     loop {

@@ -122,7 +122,7 @@ fn components(epoch: &Epoch) -> Vec<Line> {
                 }
                 Role::Operator => {
                     let groups = restored.operators.get(name).map(|(_, groups)| groups);
-                    let bytes: usize = groups.map_or(0, |groups| groups.values().map(Vec::len).sum());
+                    let bytes: usize = groups.map_or(0, |groups| groups.values().map(|piece| piece.len()).sum());
                     let groups = groups.map_or(0, |groups| groups.len());
                     (
                         format!("{told_kind}, version {}, {bytes} bytes in {groups} key groups", fact.version),

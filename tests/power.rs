@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tocsin_pipeline::checkpoint::{Checkpoints, LanePosition, Snapshot};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::store::simulated::{Failure, Random, SimulatedDisk};
@@ -25,7 +26,7 @@ fn number(variable: &str, default: u64) -> u64 {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Whole {
     position: u64,
-    pieces: BTreeMap<u16, Vec<u8>>,
+    pieces: BTreeMap<u16, Bytes>,
     sink: Vec<u8>,
 }
 
@@ -50,7 +51,7 @@ fn work(now: &mut Whole, random: &mut Random) -> Snapshot {
     for _ in 0..random.below(4) {
         let group = random.below(6) as u16;
         let length = if random.one_in(5) { 0 } else { 1 + random.below(1500) as usize };
-        let piece = vec![random.next() as u8; length];
+        let piece = Bytes::from(vec![random.next() as u8; length]);
         if piece.is_empty() {
             now.pieces.remove(&group);
         } else {

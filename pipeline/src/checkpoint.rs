@@ -68,11 +68,11 @@ struct Place {
 }
 
 /// What an epoch holds, as collected from the tasks.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
     /// By operator: its state version, and the pieces that changed. An empty piece: nothing is left of the group.
-    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
+    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Bytes>)>,
     /// By sink: its state where it changed.
     pub sinks: BTreeMap<String, Bytes>,
     /// `None`: as in the epoch before.
@@ -82,6 +82,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Takes out what was said of a component.
+    fn forget(&mut self, role: Role, name: &str) {
+        match role {
+            Role::Source => {
+                self.sources.remove(name);
+                self.journals.remove(name);
+            }
+            Role::Operator => drop(self.operators.remove(name)),
+            Role::Sink => drop(self.sinks.remove(name)),
+        }
+    }
+
     /// Lays a later snapshot over this one.
     fn overlay(&mut self, later: Self) {
         self.sources.extend(later.sources);
@@ -97,12 +109,12 @@ impl Snapshot {
 }
 
 /// What a pipeline starts from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Restored {
     /// 0 on a fresh start.
     pub epoch: u64,
     pub sources: BTreeMap<String, BTreeMap<String, LanePosition>>,
-    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Vec<u8>>)>,
+    pub operators: BTreeMap<String, (u16, BTreeMap<u16, Bytes>)>,
     pub sinks: BTreeMap<String, Bytes>,
     /// `None`: the epoch was written before there were ledgers.
     pub ledger: Option<Ledger>,
@@ -277,6 +289,9 @@ impl Checkpoints {
     pub fn adopt(&mut self, facts: Facts, verdicts: &[Verdict]) {
         self.facts = facts;
         self.is_migrated = verdicts.iter().any(|verdict| matches!(verdict.fate, Fate::Migrated { .. }));
+        for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| verdict.fate != Fate::Kept) {
+            self.unsaved.forget(*role, name);
+        }
         let Some(current) = &mut self.current else { return };
         // What is migrated is in the next epoch whole, in its new version.
         for Verdict { role, name, .. } in verdicts.iter().filter(|verdict| verdict.fate != Fate::Kept) {
@@ -289,6 +304,11 @@ impl Checkpoints {
                 Role::Sink => drop(current.sinks.remove(name)),
             }
         }
+    }
+
+    /// The last complete epoch; 0 if there is none.
+    pub fn epoch(&self) -> u64 {
+        self.current.as_ref().map_or(0, |manifest| manifest.epoch)
     }
 
     /// The number of the next epoch; never used twice, even if writing it fails.
@@ -556,17 +576,20 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
             entry.insert(read("segment", place.segment)?);
         }
     }
-    let piece = |place: &Place, kind| -> Result<Vec<u8>, String> {
+    let piece = |place: &Place, kind| -> Result<Bytes, String> {
         let (name, content) = &segments[&place.segment];
         let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
-        reader.record(place.offset, place.segment, kind).map(|(piece, _)| piece.to_vec()).map_err(damaged)
+        reader
+            .record(place.offset, place.segment, kind)
+            .map(|(piece, _)| Bytes::copy_from_slice(piece))
+            .map_err(damaged)
     };
     let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
     restored.journals = manifest.journals.clone();
     restored.ledger = manifest.ledger.clone();
     restored.facts = facts(&manifest);
     for (operator, pieces) in &manifest.operators {
-        let groups: BTreeMap<u16, Vec<u8>> = pieces
+        let groups: BTreeMap<u16, Bytes> = pieces
             .groups
             .iter()
             .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
@@ -574,7 +597,7 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
         restored.operators.insert(operator.clone(), (pieces.version, groups));
     }
     for (sink, place) in &manifest.sinks {
-        restored.sinks.insert(sink.clone(), piece(place, Kind::SinkState)?.into());
+        restored.sinks.insert(sink.clone(), piece(place, Kind::SinkState)?);
     }
     let segments = segments.into_iter().map(|(number, (_, content))| (number, content.len() as u64)).collect();
     Ok(Epoch { manifest, restored, segments })
@@ -644,7 +667,9 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let position = LanePosition { position: Json::from(piece.len()), seen: 1 };
         snapshot.sources.insert("in".into(), BTreeMap::from([(String::new(), position)]));
-        snapshot.operators.insert("op".into(), (1, BTreeMap::from([(group, piece.as_bytes().to_vec())])));
+        snapshot
+            .operators
+            .insert("op".into(), (1, BTreeMap::from([(group, Bytes::copy_from_slice(piece.as_bytes()))])));
         snapshot.sinks.insert("out".into(), Bytes::from(format!("sink {piece}")));
         snapshot
     }
@@ -688,7 +713,7 @@ mod tests {
         std::fs::write(&path, content).unwrap();
         let (_, restored, passed_over) = open(folder.path());
         assert_eq!(restored.epoch, 1);
-        assert_eq!(restored.operators["op"].1[&1], b"one");
+        assert_eq!(restored.operators["op"].1[&1], "one");
         assert!(passed_over[0].damage.as_ref().unwrap().contains("checksum does not match"), "{passed_over:?}");
     }
 
@@ -708,16 +733,20 @@ mod tests {
         restored.forget(&verdicts);
         checkpoints.adopt(Facts::new(), &verdicts);
         assert!(restored.sources.is_empty() && restored.sinks.is_empty());
-        assert_eq!(restored.operators["op"].1[&1], b"one", "it is handed to the operator");
+        assert_eq!(restored.operators["op"].1[&1], "one", "it is handed to the operator");
         assert!(checkpoints.wants_full());
         let mut whole = Snapshot::default();
-        whole.operators.insert("op".into(), (2, BTreeMap::from([(5, b"new".to_vec())])));
+        whole.operators.insert("op".into(), (2, BTreeMap::from([(5, Bytes::from_static(b"new"))])));
         let epoch = checkpoints.next_epoch();
         checkpoints.write(epoch, whole, Timestamp(0)).unwrap();
         assert!(!checkpoints.wants_full());
         let (_, restored, _) = open(folder.path());
         assert!(restored.sources.is_empty() && restored.sinks.is_empty());
-        assert_eq!(restored.operators["op"], (2, BTreeMap::from([(5, b"new".to_vec())])), "none of the older version");
+        assert_eq!(
+            restored.operators["op"],
+            (2, BTreeMap::from([(5, Bytes::from_static(b"new"))])),
+            "none of the older version"
+        );
     }
 
     #[test]
@@ -733,6 +762,6 @@ mod tests {
         checkpoints.write(epoch, Snapshot::default(), Timestamp(0)).unwrap();
         std::fs::remove_dir(&blocker).unwrap();
         let (_, restored, _) = open(folder.path());
-        assert_eq!((restored.epoch, restored.operators["op"].1[&1].as_slice()), (2, &b"one"[..]));
+        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (2, &b"one"[..]));
     }
 }

@@ -27,6 +27,10 @@ pub const POINTS: &[&str] = &[
     "garbage.manifest",
     "garbage.segment",
     "garbage.done",
+    // A reload.
+    "reload.checked",
+    "reload.suspended",
+    "reload.started",
     // The file sink: its journal of opened files, and the files.
     "ledger.write",
     "ledger.written",

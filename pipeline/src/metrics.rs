@@ -34,6 +34,7 @@ pub struct Metrics {
     pub checkpoint_bytes: IntGauge,
     pub checkpoint_epoch: IntGauge,
     pub checkpoint_failures: IntCounter,
+    pub reloads: IntCounterVec,
     pub audit_imbalance: IntGauge,
     /// For [`Health`](crate::health::Health).
     pub troubles: IntGaugeVec,
@@ -104,6 +105,12 @@ impl Metrics {
             IntCounter::new("tocsin_checkpoint_failures_total", "Checkpoints that were abandoned.")
                 .expect("a well-formed name");
         registry.register(Box::new(checkpoint_failures.clone())).expect("a name of its own");
+        let reloads = IntCounterVec::new(
+            Opts::new("tocsin_reloads_total", "Reloads of the configuration, by what became of them."),
+            &["result"],
+        )
+        .expect("it is well formed");
+        registry.register(Box::new(reloads.clone())).expect("a name of its own");
         let component = &["component"][..];
         Self {
             received_events: counters(
@@ -161,6 +168,7 @@ impl Metrics {
             checkpoint_bytes,
             checkpoint_epoch,
             checkpoint_failures,
+            reloads,
             audit_imbalance,
             troubles: gauges(
                 "tocsin_trouble",

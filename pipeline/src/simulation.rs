@@ -161,7 +161,7 @@ impl Simulation {
                 let Work::Operator(operator) = &mut node.work else { continue };
                 let mut pieces = BTreeMap::new();
                 operator.snapshot(true, &mut |group, piece| {
-                    pieces.insert(group, piece);
+                    pieces.insert(group, Bytes::from(piece));
                 });
                 snapshot.operators.insert(node.name.to_string(), (operator.state_version(), pieces));
             }

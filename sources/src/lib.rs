@@ -8,6 +8,7 @@ mod file;
 mod framing;
 mod http;
 mod internal;
+pub mod listeners;
 mod net;
 mod octets;
 mod socket;

@@ -34,6 +34,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::listeners;
+
 /// How long accepting pauses when the machine has no descriptors or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client that has not finished the TLS handshake by then is let go.
@@ -406,12 +408,12 @@ pub(crate) fn address_problem(option: &str, address: &str) -> Option<Problem> {
 }
 
 pub(crate) async fn bind_tcp(address: &str) -> Result<TcpListener, SourceError> {
-    TcpListener::bind(address).await.map_err(|error| cannot_listen(address, &error))
+    listeners::tcp(address).await.map_err(|error| cannot_listen(address, &error))
 }
 
 /// A UDP socket whose receive buffer is as near to `receive_buffer` as the kernel allows.
 pub(crate) async fn bind_udp(address: &str, receive_buffer: usize) -> Result<UdpSocket, SourceError> {
-    let socket = UdpSocket::bind(address).await.map_err(|error| cannot_listen(address, &error))?;
+    let socket = listeners::udp(address).await.map_err(|error| cannot_listen(address, &error))?;
     use rustix::net::sockopt;
     // Beyond `net.core.rmem_max` only with CAP_NET_ADMIN; without it the kernel gives what it allows, silently.
     if sockopt::set_socket_recv_buffer_size_force(&socket, receive_buffer).is_err() {

@@ -122,6 +122,9 @@ inputs = ["pushed"]
 path = "${OUT}/pushed.ndjson"
 "#;
 
+/// What a reload adds to it.
+const ADDED: &str = "[sinks.added]\ntype = \"blackhole\"\ninputs = [\"failed\"]\n";
+
 /// How many large records there are: their notifications make the outbox's journal long enough to be written anew.
 const LARGE: u64 = 20;
 
@@ -185,6 +188,14 @@ fn story(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome
     let before = scene.newest_checkpoint();
     keeper.start(&often);
     keeper.wait("them again", || scene.newest_checkpoint() > before)?;
+    // Reloaded while it is written: the new sink has a folder as soon as the new pipeline is opened.
+    fs::write(scene.path("pipeline.toml"), format!("{PIPELINE}{ADDED}"))?;
+    keeper.until_it_listens()?;
+    keeper.signal("HUP");
+    writer.append(&scene.log(), 60);
+    let added = scene.state().join("sinks/added");
+    keeper.wait("a reload", || added.exists())?;
+    keeper.wait("what was written meanwhile", is_written(&writer))?;
     // Renamed while it is read.
     writer.append(&scene.log(), 80);
     fs::rename(scene.log(), scene.input().join("app.log.2"))?;

@@ -21,6 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+const SIGHUP: i32 = 1;
 
 /// A folder with a configuration, input, output and state, for one daemon after the other.
 pub struct Scene {
@@ -218,14 +219,14 @@ impl<'s> Keeper<'s> {
         }
     }
 
-    /// Waits until SIGTERM is answered: before, it ends a process as a crash does.
+    /// Waits until SIGTERM and SIGHUP are answered: before, they end a process as a crash does.
     pub fn until_it_listens(&mut self) -> anyhow::Result<()> {
         loop {
             let daemon = self.daemon.as_ref().context("no daemon runs")?;
             let status = fs::read_to_string(format!("/proc/{}/status", daemon.id()))?;
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
             let caught = u64::from_str_radix(caught.unwrap_or_default().trim(), 16).unwrap_or(0);
-            if caught >> (SIGTERM - 1) & 1 == 1 || status.contains("State:\tZ") {
+            if [SIGHUP, SIGTERM].iter().all(|signal| caught >> (signal - 1) & 1 == 1) || status.contains("State:\tZ") {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(1));

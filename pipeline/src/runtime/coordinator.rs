@@ -11,8 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::edge::{Level, Signal, Ticket};
 use super::offload::offload;
 use super::start::Runner;
-use super::{Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport};
-use crate::checkpoint::{Checkpoints, Snapshot};
+use super::{Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport, Suspensions};
+use crate::checkpoint::{Checkpoints, Restored, Snapshot};
+use crate::evolution::{Facts, Role};
 use crate::fault::{self, Defect};
 use crate::health::Trouble;
 use crate::ledger::{Audit, Ledger, LinkAccount};
@@ -21,6 +22,8 @@ use crate::sink::{Answer, Prepared, Queued, SinkInput, SinkState};
 
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the sinks may take to deliver what they have before a reload; what they have not then is left to the next graph.
+const SUSPEND_PATIENCE: Duration = Duration::from_secs(1);
 /// Checkpoints that clients wait for are taken at most this often.
 const HURRIED_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -51,7 +54,18 @@ pub(super) struct Coordinator {
     pub waiting: Vec<oneshot::Sender<()>>,
     /// The last epoch did not become complete: the next is due even if nothing happens.
     pub is_behind: bool,
+    /// Where it is asked to leave everything to another graph.
+    pub suspensions: Suspensions,
+    /// What the last checkpoint before the end holds, all of it: collected when another graph goes on from it.
+    pub left: Option<Snapshot>,
+    /// What gives the state its meaning.
+    pub facts: Facts,
+    /// The epoch that the run began with.
+    pub epoch_before: u64,
 }
+
+/// What a graph that goes on starts from.
+type Left = (Option<Checkpoints>, Restored);
 
 /// What the counts of the tasks are put together with.
 pub(super) struct Books {
@@ -96,7 +110,8 @@ impl Books {
 }
 
 impl Coordinator {
-    pub async fn run(mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+    /// What it leaves to another graph, if it was suspended.
+    pub async fn run(mut self, runner: &mut Runner<'_>) -> Result<Option<Left>, RunError> {
         let mut ticks = tokio::time::interval(runner.settings.checkpoint_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let hurry = Arc::clone(&runner.hurry);
@@ -114,14 +129,25 @@ impl Coordinator {
                 report = self.reports.recv() => self.between(report),
                 _ = ticks.tick() => self.levels.iter().for_each(Level::measure),
                 () = &mut overdue => {
+                    if self.left.is_some() {
+                        return Err(RunError::State("the sources did not stop in time for the reload".to_owned()));
+                    }
                     tracing::warn!("the sources did not stop in time; what is under way is read again after the next start");
-                    return Ok(());
+                    return Ok(None);
+                }
+                Some(request) = self.suspensions.recv(), if self.left.is_none() && !runner.stop.is_cancelled() => {
+                    // A request that is withdrawn has no one to answer.
+                    if request.send(()).is_ok() {
+                        self.left = Some(Snapshot::default());
+                        runner.stop.cancel();
+                    }
+                    continue;
                 }
                 () = hurry.notified() => tokio::time::sleep(HURRIED_INTERVAL).await,
                 done = runner.set.join_next(), if !runner.set.is_empty() => {
                     match self.joined(runner, done)? {
                         Health::Well => continue,
-                        Health::Broken => return self.explain(runner).await,
+                        Health::Broken => return self.explain(runner).await.map(|()| None),
                     }
                 }
             }
@@ -133,7 +159,7 @@ impl Coordinator {
             }
         }
         if self.is_broken {
-            return Ok(());
+            return Ok(None);
         }
         self.finish(runner).await
     }
@@ -204,19 +230,23 @@ impl Coordinator {
     async fn checkpoint(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
         let Some(checkpoints) = &mut self.checkpoints else {
             // Nothing is kept, so an acknowledgement can only mean that the record was taken.
-            return self.pass_barrier(runner, 0, false).await.map(|collected| {
-                if let Some((_, ticket)) = collected {
-                    acknowledge(&mut ticket.acknowledgements.lock().expect("no holder of this lock panics"));
-                }
-            });
+            let full = self.left.is_some();
+            if let Some((snapshot, ticket)) = self.pass_barrier(runner, 0, full).await? {
+                self.left = self.left.is_some().then_some(snapshot);
+                acknowledge(&mut ticket.acknowledgements.lock().expect("no holder of this lock panics"));
+            }
+            return Ok(());
         };
         let epoch = checkpoints.next_epoch();
-        let full = checkpoints.wants_full();
+        let full = checkpoints.wants_full() || self.left.is_some();
         let begun = runner.settings.clock.monotonic();
         self.is_behind = true;
         fault::point("checkpoint.barrier");
         let Some((snapshot, ticket)) = self.pass_barrier(runner, epoch, full).await? else { return Ok(()) };
         fault::point("checkpoint.collected");
+        if self.left.is_some() {
+            self.left = Some(snapshot.clone());
+        }
         let is_written = self.write(runner, epoch, snapshot).await;
         self.is_behind = !is_written;
         if self.checkpoints.is_some() {
@@ -406,14 +436,24 @@ impl Coordinator {
     }
 
     /// All sources have stopped: a last checkpoint, then the end, then what the sinks said last.
-    async fn finish(&mut self, runner: &mut Runner<'_>) -> Result<(), RunError> {
+    async fn finish(mut self, runner: &mut Runner<'_>) -> Result<Option<Left>, RunError> {
+        let is_suspended = self.left.is_some();
         self.checkpoint(runner).await?;
         if self.is_broken {
-            return Ok(());
+            return match is_suspended {
+                true => Err(RunError::State("the last checkpoint before the reload did not come in time".to_owned())),
+                false => Ok(None),
+            };
+        }
+        if is_suspended {
+            fault::point("reload.suspended");
         }
         runner.barriers.clear();
-        let deadline = tokio::time::sleep(runner.settings.shutdown_timeout);
+        // What is not delivered stays in the state: another graph goes on with it at once.
+        let patience = if is_suspended { SUSPEND_PATIENCE } else { runner.settings.shutdown_timeout };
+        let deadline = tokio::time::sleep(patience);
         let mut deadline = std::pin::pin!(deadline);
+        let mut lost_patience = std::pin::pin!(tokio::time::sleep(patience + runner.settings.shutdown_timeout));
         let (mut is_overdue, mut is_whole) = (false, true);
         let mut snapshot = Snapshot::default();
         let (mut sinks, mut counted, mut accounts) = (0, 0, Accounts::new());
@@ -429,6 +469,7 @@ impl Coordinator {
                         sinks += 1;
                         accounts.push((Arc::clone(&runner.sink_names[number]), account));
                         if let SinkState::State(state) = state {
+                            self.sink_states[number] = Some(state.clone());
                             snapshot.sinks.insert(runner.sink_name(number), state);
                         }
                         if let Some(relay) = &runner.relays[number] {
@@ -445,8 +486,14 @@ impl Coordinator {
                 },
                 () = &mut deadline, if !is_overdue => {
                     is_overdue = true;
-                    tracing::warn!("the time for draining is over; what is not delivered stays in the checkpoint");
+                    if !is_suspended {
+                        tracing::warn!("the time for draining is over; what is not delivered stays in the checkpoint");
+                    }
                     runner.drain.cancel();
+                }
+                () = &mut lost_patience, if is_suspended => {
+                    // Another graph must not write what a sink of this one may still be writing.
+                    return Err(RunError::State("a sink did not come to its end for the reload".to_owned()));
                 }
             }
         }
@@ -455,7 +502,9 @@ impl Coordinator {
         if is_whole {
             let ledger = self.books.close(runner.settings, epoch, accounts);
             let imbalances = ledger.imbalances();
+            self.books.restored = ledger.clone();
             match imbalances.len() {
+                0 if is_suspended => {}
                 0 => tracing::info!("every record is accounted for: {}", ledger.summary()),
                 _ => tracing::error!(
                     imbalances = imbalances.len(),
@@ -466,13 +515,41 @@ impl Coordinator {
             snapshot.ledger = known.is_none_or(|known| known.ledger != ledger).then_some(ledger);
         }
         if self.checkpoints.is_some() && (!snapshot.sinks.is_empty() || snapshot.ledger.is_some()) {
-            if !self.write(runner, epoch, snapshot).await {
+            // What another graph goes on from is in memory: it is written with its first epoch.
+            if !self.write(runner, epoch, snapshot).await && !is_suspended {
                 return Err(RunError::State(
                     "the last checkpoint could not be written; some output may repeat".to_owned(),
                 ));
             }
         }
-        Ok(())
+        if !is_suspended {
+            return Ok(None);
+        }
+        // Tasks that have said all they had to say: they close what they hold before another opens it.
+        let _ = tokio::time::timeout(SUSPEND_PATIENCE, async { while runner.set.join_next().await.is_some() {} }).await;
+        Ok(Some(self.leave(runner)))
+    }
+
+    /// Puts together what another graph goes on from.
+    fn leave(self, runner: &Runner<'_>) -> Left {
+        let Snapshot { sources, mut operators, journals, .. } = self.left.unwrap_or_default();
+        for (_, pieces) in operators.values_mut() {
+            pieces.retain(|_, piece| !piece.is_empty());
+        }
+        let names = runner.sink_names.iter().map(ToString::to_string);
+        let sinks = names.zip(self.sink_states).filter_map(|(name, state)| Some((name, state?))).collect();
+        let epoch = self.checkpoints.as_ref().map_or(0, Checkpoints::epoch).max(self.epoch_before);
+        let mut facts = self.facts;
+        for (name, fact) in &mut facts {
+            fact.held = match fact.role {
+                Role::Source => sources.get(name).map(|lanes| lanes.len() as u64),
+                Role::Operator => operators.get(name).map(|(_, pieces)| pieces.len() as u64),
+                Role::Sink => None,
+            };
+        }
+        let restored =
+            Restored { epoch, sources, journals, operators, sinks, ledger: Some(self.books.restored), facts };
+        (self.checkpoints, restored)
     }
 }
 

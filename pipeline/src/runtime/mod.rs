@@ -17,24 +17,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::coordinator::{Books, Coordinator};
 pub use self::offload::offload;
 use self::restore::SetAside;
-use self::start::Runner;
+pub use self::restore::State;
+use self::start::{OpenSink, OpenSource, Runner};
 use self::wiring::Wiring;
 use crate::checkpoint::LanePosition;
-use crate::graph::{Graph, Tasks};
+use crate::graph::{Graph, StageTask, Tasks};
 use crate::health::Health;
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::poison::{Guard, Held, Panicked};
 use crate::sink::Answer;
 use crate::source::Gone;
-use crate::store::Storage;
+use crate::store::{Lock, Storage};
 use crate::time::Clock;
 
 /// What troubles with checkpoints are told under, since they belong to no component.
@@ -154,7 +156,7 @@ pub(crate) type Accounts = Vec<(Arc<str>, Account)>;
 pub(crate) struct StateReport {
     name: Arc<str>,
     version: u16,
-    pieces: BTreeMap<u16, Vec<u8>>,
+    pieces: BTreeMap<u16, Bytes>,
 }
 
 /// A task that ended well: which, and what a sink said last.
@@ -166,25 +168,73 @@ enum Done {
     Sink(usize, Answer),
 }
 
-/// Runs a graph until its sources have ended or `stop` is cancelled.
+/// How a run has ended.
+pub enum Outcome {
+    /// The sources have ended, or it was stopped.
+    Ended,
+    /// It was suspended: what another graph goes on from. Windows are open as they were, nothing was flushed.
+    Suspended(State),
+}
+
+/// Where a running graph is asked to leave everything to another: the request is answered when it is heeded. One whose
+/// sender has gone away meanwhile is not.
+pub type Suspensions = mpsc::Receiver<oneshot::Sender<()>>;
+
+/// Runs one graph until its sources have ended or `stop` is cancelled.
 ///
 /// # Errors
 /// When something cannot be opened (then nothing has been read), the state cannot be used, or a component cannot go on.
 pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
-    let metrics = settings.metrics.clone();
-    let links = graph.links();
-    let facts = graph.facts();
-    let mut tasks = graph.into_tasks(&metrics);
+    let state = State::open(&settings)?;
+    // Nobody asks for a suspension.
+    let (_, suspensions) = mpsc::channel(1);
+    match open(graph, &settings, state, &stop, suspensions).await {
+        Ok(ready) => ready.run().await.map(drop),
+        Err((error, _)) => Err(error),
+    }
+}
+
+/// A graph that is open: nothing has been read yet.
+pub struct Ready<'a> {
+    runner: Runner<'a>,
+    coordinator: Coordinator,
+    lock: Option<Lock>,
+    sources: Vec<OpenSource>,
+    stages: Vec<StageTask>,
+    sinks: Vec<OpenSink>,
+    wiring: Wiring,
+}
+
+/// Opens a graph and gives it the state. `stop` ends it.
+///
+/// # Errors
+/// When something cannot be opened or the state cannot be used. Nothing has been read then, and the state is given back for
+/// another graph.
+pub async fn open<'a>(
+    graph: Graph,
+    settings: &'a Settings,
+    mut state: State,
+    stop: &CancellationToken,
+    suspensions: Suspensions,
+) -> Result<Ready<'a>, (RunError, State)> {
+    let (links, facts) = (graph.links(), graph.facts());
+    let mut tasks = graph.into_tasks(&settings.metrics);
     tasks.guard(&settings.guard);
-    let (lock, mut checkpoints, mut restored) = restore::open(&settings)?;
-    let verdicts = restore::evolve(facts, &mut restored, checkpoints.as_mut(), &settings)?;
-    restore::stages(&mut tasks.stages, &mut restored)?;
-    let aside = SetAside::new(&settings, &verdicts, restored.epoch)?;
-    let wiring = Wiring::new(&tasks, &settings);
+    let verdicts = state.compare(&facts, settings.undelivered);
+    let mut restored = state.restored.clone();
+    restored.forget(&verdicts);
+    let prepared = restore::tell(&verdicts, settings)
+        .and_then(|()| restore::stages(&mut tasks.stages, &mut restored))
+        .and_then(|()| SetAside::new(settings, &verdicts, restored.epoch));
+    let aside = match prepared {
+        Ok(aside) => aside,
+        Err(error) => return Err((error, state)),
+    };
+    let wiring = Wiring::new(&tasks, settings);
     let (reports_sender, reports) = mpsc::channel(64);
     let mut runner = Runner {
-        settings: &settings,
-        stop: stop.clone(),
+        settings,
+        stop: stop.child_token(),
         drain: CancellationToken::new(),
         set: JoinSet::new(),
         reports: reports_sender,
@@ -198,35 +248,59 @@ pub async fn run(graph: Graph, settings: Settings, stop: CancellationToken) -> R
         activity: Arc::new(AtomicU64::new(0)),
     };
     let Tasks { sources, stages, sinks } = tasks;
-    let (sources, sinks) = match runner.open(sources, sinks, &wiring, &mut restored, checkpoints.as_ref()).await {
+    // What a sink says is unchanged is what it was given.
+    let sink_states = sinks.iter().map(|sink| restored.sinks.get(&*sink.name).cloned()).collect();
+    let opened = runner.open(sources, sinks, &wiring, &mut restored, state.checkpoints.as_ref()).await;
+    let (sources, sinks) = match opened {
         Ok(open) => open,
         Err(error) => {
-            aside.undo(&settings);
-            return Err(error);
+            drop(runner);
+            aside.undo(settings);
+            return Err((error, state));
         }
     };
-    let counts = (sources.len(), stages.len(), sinks.len());
     let held = runner.tills.iter().map(|till| (till.name().to_owned(), till.account().held)).collect::<Vec<_>>();
-    let counted = runner.relays.iter().flatten().count() + counts.1;
-    let levels = runner.start(sources, stages, sinks, wiring);
-    let ledger = restored.ledger.unwrap_or_else(|| Ledger::opening(held));
-    settings.status.is_ready.store(true, Ordering::Relaxed);
+    let State { lock, mut checkpoints, restored: before } = state;
+    let ledger = before.ledger.unwrap_or_else(|| Ledger::opening(held));
+    if let Some(checkpoints) = &mut checkpoints {
+        checkpoints.adopt(facts.clone(), &verdicts);
+    }
     let coordinator = Coordinator {
-        counts,
+        counts: (sources.len(), stages.len(), sinks.len()),
         checkpoints,
         reports,
         ended: 0,
         is_broken: false,
-        sink_states: vec![None; counts.2],
-        counted,
+        sink_states,
+        counted: runner.relays.iter().flatten().count() + stages.len(),
         books: Books { restored: ledger, links, of_sources: Vec::new(), state_full: BTreeMap::new() },
-        levels,
+        levels: Vec::new(),
         waiting: Vec::new(),
         is_behind: false,
+        suspensions,
+        left: None,
+        facts,
+        epoch_before: before.epoch,
     };
-    let outcome = coordinator.run(&mut runner).await;
-    settings.status.is_ready.store(false, Ordering::Relaxed);
-    runner.set.shutdown().await;
-    drop(lock);
-    outcome
+    Ok(Ready { runner, coordinator, lock, sources, stages, sinks, wiring })
+}
+
+impl Ready<'_> {
+    /// Runs until the sources have ended, `stop` is cancelled, or a suspension is heeded.
+    ///
+    /// # Errors
+    /// When a component cannot go on.
+    pub async fn run(self) -> Result<Outcome, RunError> {
+        let Self { mut runner, mut coordinator, lock, sources, stages, sinks, wiring } = self;
+        coordinator.levels = runner.start(sources, stages, sinks, wiring);
+        let status = Arc::clone(&runner.settings.status);
+        status.is_ready.store(true, Ordering::Relaxed);
+        let outcome = coordinator.run(&mut runner).await;
+        status.is_ready.store(false, Ordering::Relaxed);
+        runner.set.shutdown().await;
+        Ok(match outcome? {
+            Some((checkpoints, restored)) => Outcome::Suspended(State { lock, checkpoints, restored }),
+            None => Outcome::Ended,
+        })
+    }
 }

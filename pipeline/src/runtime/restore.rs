@@ -10,53 +10,68 @@ use crate::graph::{StageTask, Work};
 use crate::health::Trouble;
 use crate::store::Lock;
 
-/// Takes the data directory and reads what was kept in it.
-pub(super) fn open(settings: &Settings) -> Result<(Option<Lock>, Option<Checkpoints>, Restored), RunError> {
-    let Some(data_dir) = &settings.data_dir else { return Ok((None, None, Restored::default())) };
-    settings.storage.create_dir(data_dir).map_err(|error| {
-        RunError::Start(format!(
-            "cannot make the data directory {}: {error}; give another with --data-dir",
-            data_dir.display()
-        ))
-    })?;
-    let lock = settings.storage.lock(data_dir).map_err(RunError::Start)?;
-    let (checkpoints, restored, passed_over) =
-        Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
-            CheckpointError::Io { .. } => RunError::Start(error.to_string()),
-            CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
-        })?;
-    for found in &passed_over {
-        tracing::error!(
-            epoch = found.epoch,
-            damage = found.damage.as_deref(),
-            "a damaged checkpoint is passed over; what came after the one before it is read again"
-        );
-    }
-    if let Some(found) = passed_over.first() {
-        let damage = found.damage.as_deref().unwrap_or("damaged");
-        let message = format!("checkpoint {} is passed over: {damage}", found.epoch);
-        settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
-    }
-    Ok((Some(lock), Some(checkpoints), restored))
+/// What a graph starts from and leaves behind: the data directory, which stays locked, and what is kept in it. Without a
+/// data directory the same in memory alone.
+pub struct State {
+    /// Held for as long as anything may be written.
+    pub(super) lock: Option<Lock>,
+    pub(super) checkpoints: Option<Checkpoints>,
+    pub(super) restored: Restored,
 }
 
-/// Gives up the state that means nothing to the components of these facts, and tells so.
-pub(super) fn evolve(
-    facts: Facts,
-    restored: &mut Restored,
-    checkpoints: Option<&mut Checkpoints>,
-    settings: &Settings,
-) -> Result<Vec<Verdict>, RunError> {
-    restored.count_undelivered(&facts, settings.undelivered);
-    let verdicts = evolution::compare(&restored.facts, &facts);
-    let losses: Vec<_> = evolution::losses(&verdicts).map(ToString::to_string).collect();
+impl State {
+    /// Takes the data directory and reads what was kept in it.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, another daemon has it, or nothing in it can be read.
+    pub fn open(settings: &Settings) -> Result<Self, RunError> {
+        let Some(data_dir) = &settings.data_dir else {
+            return Ok(Self { lock: None, checkpoints: None, restored: Restored::default() });
+        };
+        settings.storage.create_dir(data_dir).map_err(|error| {
+            RunError::Start(format!(
+                "cannot make the data directory {}: {error}; give another with --data-dir",
+                data_dir.display()
+            ))
+        })?;
+        let lock = settings.storage.lock(data_dir).map_err(RunError::Start)?;
+        let (checkpoints, restored, passed_over) =
+            Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
+                CheckpointError::Io { .. } => RunError::Start(error.to_string()),
+                CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
+            })?;
+        for found in &passed_over {
+            tracing::error!(
+                epoch = found.epoch,
+                damage = found.damage.as_deref(),
+                "a damaged checkpoint is passed over; what came after the one before it is read again"
+            );
+        }
+        if let Some(found) = passed_over.first() {
+            let damage = found.damage.as_deref().unwrap_or("damaged");
+            let message = format!("checkpoint {} is passed over: {damage}", found.epoch);
+            settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
+        }
+        Ok(Self { lock: Some(lock), checkpoints: Some(checkpoints), restored })
+    }
+
+    /// What becomes of it under a graph of these facts.
+    pub fn compare(&mut self, facts: &Facts, undelivered: fn(&str, &[u8]) -> Option<u64>) -> Vec<Verdict> {
+        self.restored.count_undelivered(facts, undelivered);
+        evolution::compare(&self.restored.facts, facts)
+    }
+}
+
+/// Tells what is given up; an error if that is forbidden.
+pub(super) fn tell(verdicts: &[Verdict], settings: &Settings) -> Result<(), RunError> {
+    let losses: Vec<_> = evolution::losses(verdicts).map(ToString::to_string).collect();
     if settings.no_state_loss && !losses.is_empty() {
         return Err(RunError::State(format!(
             "state would be lost, which --no-state-loss forbids:\n  {}\ntocsin plan tells the same without starting",
             losses.join("\n  ")
         )));
     }
-    for verdict in &verdicts {
+    for verdict in verdicts {
         let (component, reason) = (&verdict.name, verdict.fate.reason());
         match &verdict.fate {
             Fate::Lost(_) => tracing::warn!(component, reason, "its state is lost"),
@@ -65,11 +80,7 @@ pub(super) fn evolve(
             Fate::Kept | Fate::New | Fate::Gone => {}
         }
     }
-    restored.forget(&verdicts);
-    if let Some(checkpoints) = checkpoints {
-        checkpoints.adopt(facts, &verdicts);
-    }
-    Ok(verdicts)
+    Ok(())
 }
 
 /// The folders that the engine keeps in those of components.

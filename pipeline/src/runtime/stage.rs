@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
@@ -139,7 +140,7 @@ fn snapshot(stage: &mut StageTask, full: bool, metrics: &Metrics) -> Vec<StateRe
         let Work::Operator(operator) = &mut node.work else { continue };
         let mut pieces = BTreeMap::new();
         operator.snapshot(full, &mut |group, piece| {
-            pieces.insert(group, piece);
+            pieces.insert(group, Bytes::from(piece));
         });
         metrics.state_bytes.with_label_values(&[&*node.name]).set(operator.state_bytes() as i64);
         for (state, count) in operator.alerts() {
