@@ -128,8 +128,11 @@ fn folder(data_dir: &Path, relative: &Path, verified: &mut Verified) -> anyhow::
     Ok(())
 }
 
+/// Whether a file reads: where it does not, and why.
+type Outcome = Result<(), (u64, String)>;
+
 /// Reads one file to its end; `None`: nothing is known of it.
-fn file(folder: &Path, name: &str, content: &[u8], until: Option<u64>) -> Option<(Part, Result<(), (u64, String)>)> {
+fn file(folder: &Path, name: &str, content: &[u8], until: Option<u64>) -> Option<(Part, Outcome)> {
     let framed = |damage: tocsin_pipeline::store::Damaged| (damage.offset, damage.problem);
     if folder == Path::new("checkpoints") {
         return Some((Part::Checkpoint, checkpoint::verify(name, content)?.map_err(framed)));

@@ -219,7 +219,7 @@ async fn follow(
     let mut running = std::pin::pin!(ready.run());
     let ended = |outcome: Outcome| match outcome {
         Outcome::Ended => None,
-        Outcome::Suspended(state) => Some(state),
+        Outcome::Suspended(state) => Some(*state),
     };
     loop {
         let waiting = tokio::select! {

@@ -4,7 +4,7 @@
 //! are several. Operators with state that are fed by one task only run fused in it too. So tasks, and with them channels,
 //! exist only after a source, where streams meet or state is kept, and before a sink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::codec::{Codec, FieldPath, Projection};
@@ -283,6 +283,14 @@ impl Graph {
             add(&sink.name, "rejected", &sink.rejected);
         }
         links
+    }
+
+    /// The names of all its components.
+    pub fn names(&self) -> BTreeSet<String> {
+        let sources = self.sources.iter().map(|node| &node.name);
+        let operators = self.operators.iter().map(|node| &node.name);
+        let sinks = self.sinks.iter().map(|node| &node.name);
+        sources.chain(operators).chain(sinks).map(ToString::to_string).collect()
     }
 
     /// What gives the state of its components its meaning; operators without state are not among them.

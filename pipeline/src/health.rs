@@ -185,6 +185,15 @@ impl Health {
         let _ = self.0.changes.send(Change { trouble, state, component: component.into(), message });
     }
 
+    /// Clears what was wrong with components that are no longer there. `is_there` is asked for the names of all.
+    pub fn forget(&self, is_there: impl Fn(&str) -> bool) {
+        for Change { trouble, component, .. } in self.standing() {
+            if !is_there(&component) {
+                self.clear(trouble, &component);
+            }
+        }
+    }
+
     /// What is wrong now.
     pub fn standing(&self) -> Vec<Change> {
         changes(&self.lock())
@@ -216,6 +225,15 @@ fn bounded(message: &impl Display) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn troubles_of_what_is_gone_are_over() {
+        let health = Health::default();
+        health.raise(Trouble::Buffer, "gone", "full");
+        health.raise(Trouble::Buffer, "there", "full");
+        health.forget(|name| name == "there");
+        assert_eq!(health.standing().iter().map(|change| &*change.component).collect::<Vec<_>>(), ["there"]);
+    }
 
     #[test]
     fn a_trouble_is_told_when_it_begins_and_when_it_ends() {

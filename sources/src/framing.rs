@@ -103,6 +103,15 @@ impl LineFramer {
         }
     }
 
+    /// What was pushed from [`Self::position`] on: an unfinished record. Of one that is too long nothing, its head being told
+    /// when it has gone by.
+    pub(crate) fn unfinished(&self) -> Bytes {
+        match &self.skipped {
+            Some(_) => Bytes::new(),
+            None => Bytes::copy_from_slice(&self.pending),
+        }
+    }
+
     /// The offset of the next byte to be pushed.
     pub(crate) fn next_offset(&self) -> u64 {
         self.next

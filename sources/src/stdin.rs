@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -28,7 +28,7 @@ const STOP_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Reads lines from standard input until its end; a pipeline whose sources have all ended, ends.
 ///
-/// **State:** a byte counter. While it runs, the unfinished line.
+/// **State:** a byte counter. While it runs, the unfinished line; a reload hands it on.
 ///
 /// **Late events:** lines are in the order in which they came.
 ///
@@ -49,12 +49,20 @@ impl SourceConfig for Config {
     const NAME: &'static str = "stdin";
 
     fn build(&self, _: &mut BuildContext<'_>) -> Box<dyn Source> {
-        Box::new(Stdin { input: None })
+        Box::new(Stdin { input: None, unread: &UNREAD })
     }
 }
 
+/// What was read from standard input and not handed over when the source was stopped: the next one begins with it. At most
+/// an unfinished record and [`READS_WAITING`] reads and one under way.
+type Unread = Mutex<Vec<Bytes>>;
+
+/// There is one standard input, whichever source of whichever graph reads it.
+static UNREAD: Unread = Mutex::new(Vec::new());
+
 struct Stdin {
     input: Option<OwnedFd>,
+    unread: &'static Unread,
 }
 
 impl Source for Stdin {
@@ -78,7 +86,7 @@ impl Source for Stdin {
                 .name("stdin".to_owned())
                 .spawn(move || read(&input, &chunks, &stop))
                 .map_err(|error| SourceError(format!("cannot start the thread that reads standard input: {error}")))?;
-            hand_over(context, reads).await
+            hand_over(context, reads, self.unread).await
         })
     }
 }
@@ -111,11 +119,21 @@ fn read(input: &OwnedFd, chunks: &mpsc::Sender<io::Result<Bytes>>, stop: &Cancel
     }
 }
 
-async fn hand_over(context: SourceContext, mut reads: mpsc::Receiver<io::Result<Bytes>>) -> Result<(), SourceError> {
+async fn hand_over(
+    context: SourceContext,
+    mut reads: mpsc::Receiver<io::Result<Bytes>>,
+    unread: &Unread,
+) -> Result<(), SourceError> {
     let lane = context.lane("", Origin::Stream);
     let start = context.positions.get("").and_then(|position| position["offset"].as_u64()).unwrap_or(0);
     let mut framer = LineFramer::new(&context.records, Delimiter::Newline, start);
     let position = |offset| json!({ "offset": offset });
+    let before = std::mem::take(&mut *unread.lock().unwrap_or_else(PoisonError::into_inner));
+    for chunk in before {
+        let mut framed = Vec::new();
+        framer.push(chunk, context.clock.monotonic(), &mut framed);
+        emit(&context, &lane, framed, context.clock.now(), position).await?;
+    }
     loop {
         let (mut framed, now) = (Vec::new(), context.clock.monotonic());
         let chunk = match reads.try_recv() {
@@ -126,7 +144,7 @@ async fn hand_over(context: SourceContext, mut reads: mpsc::Receiver<io::Result<
                 let due = framer.deadline().map(|due| due.saturating_sub(now));
                 tokio::select! {
                     biased;
-                    () = context.stop.cancelled() => return Ok(()),
+                    () = context.stop.cancelled() => return leave(&framer, reads, unread).await,
                     chunk = reads.recv() => chunk,
                     () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
                         framer.flush_due(context.clock.monotonic(), &mut framed);
@@ -145,7 +163,7 @@ async fn hand_over(context: SourceContext, mut reads: mpsc::Receiver<io::Result<
                 context.metrics.error("read");
                 return Err(SourceError(format!("cannot read standard input: {error}")));
             }
-            None if context.stop.is_cancelled() => return Ok(()),
+            None if context.stop.is_cancelled() => return leave(&framer, reads, unread).await,
             None => {
                 framer.finish(&mut framed);
                 emit(&context, &lane, framed, context.clock.now(), position).await?;
@@ -157,6 +175,21 @@ async fn hand_over(context: SourceContext, mut reads: mpsc::Receiver<io::Result<
     }
 }
 
+/// Puts by what was read and not handed over, once the thread that reads has ended: two must not read at a time.
+async fn leave(
+    framer: &LineFramer,
+    mut reads: mpsc::Receiver<io::Result<Bytes>>,
+    unread: &Unread,
+) -> Result<(), SourceError> {
+    let mut left = vec![framer.unfinished()];
+    while let Some(Ok(chunk)) = reads.recv().await {
+        left.push(chunk);
+    }
+    left.retain(|chunk| !chunk.is_empty());
+    *unread.lock().unwrap_or_else(PoisonError::into_inner) = left;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -166,7 +199,24 @@ mod tests {
 
     fn piped() -> (io::PipeWriter, Box<dyn Source>) {
         let (reader, writer) = io::pipe().unwrap();
-        (writer, Box::new(Stdin { input: Some(reader.into()) }))
+        (writer, Box::new(Stdin { input: Some(reader.into()), unread: Box::leak(Box::default()) }))
+    }
+
+    #[tokio::test]
+    async fn what_was_read_and_not_handed_over_is_left_to_the_next() {
+        let (reader, mut pipe) = io::pipe().unwrap();
+        let unread: &'static Unread = Box::leak(Box::default());
+        let next = || Box::new(Stdin { input: Some(reader.try_clone().unwrap().into()), unread });
+        let mut running = Running::start(next(), context()).await;
+        pipe.write_all(b"one\ntwo and").unwrap();
+        assert_eq!(running.told(1).await, ["one"]);
+        running.stop().await.unwrap();
+        pipe.write_all(b" more\nthree\n").unwrap();
+        let mut test = context();
+        test.source.positions.insert(String::new(), json!({ "offset": 4 }));
+        let mut running = Running::start(next(), test).await;
+        assert_eq!(running.told(2).await, ["two and more", "three"]);
+        running.stop().await.unwrap();
     }
 
     #[tokio::test]

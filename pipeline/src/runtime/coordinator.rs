@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::edge::{Level, Signal, Ticket};
 use super::offload::offload;
 use super::start::Runner;
-use super::{Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport, Suspensions};
+use super::{AUDIT, Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport, Suspensions};
 use crate::checkpoint::{Checkpoints, Restored, Snapshot};
 use crate::evolution::{Facts, Role};
 use crate::fault::{self, Defect};
@@ -102,7 +102,7 @@ impl Books {
         }
         gauge.set(imbalances.len() as i64);
         let wrong = imbalances.first().map(|found| format!("{}: {}", found.component, found.equation));
-        settings.health.set(Trouble::Imbalance, "audit", wrong);
+        settings.health.set(Trouble::Imbalance, AUDIT, wrong);
         let audit = Audit { epoch, taken_at: settings.clock.now().to_string(), ledger: ledger.clone() };
         *settings.status.audit.lock().expect("no holder of this lock panics") = Some(Arc::new(audit));
         ledger

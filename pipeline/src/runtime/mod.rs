@@ -41,6 +41,8 @@ use crate::time::Clock;
 
 /// What troubles with checkpoints are told under, since they belong to no component.
 const CHECKPOINTS: &str = "checkpoints";
+/// What an imbalance is told under.
+const AUDIT: &str = "audit";
 
 /// How a pipeline is run.
 pub struct Settings {
@@ -173,7 +175,7 @@ pub enum Outcome {
     /// The sources have ended, or it was stopped.
     Ended,
     /// It was suspended: what another graph goes on from. Windows are open as they were, nothing was flushed.
-    Suspended(State),
+    Suspended(Box<State>),
 }
 
 /// Where a running graph is asked to leave everything to another: the request is answered when it is heeded. One whose
@@ -217,7 +219,7 @@ pub async fn open<'a>(
     stop: &CancellationToken,
     suspensions: Suspensions,
 ) -> Result<Ready<'a>, (RunError, State)> {
-    let (links, facts) = (graph.links(), graph.facts());
+    let (links, facts, names) = (graph.links(), graph.facts(), graph.names());
     let mut tasks = graph.into_tasks(&settings.metrics);
     tasks.guard(&settings.guard);
     let verdicts = state.compare(&facts, settings.undelivered);
@@ -265,6 +267,7 @@ pub async fn open<'a>(
     if let Some(checkpoints) = &mut checkpoints {
         checkpoints.adopt(facts.clone(), &verdicts);
     }
+    settings.health.forget(|name| [CHECKPOINTS, AUDIT].contains(&name) || names.contains(name));
     let coordinator = Coordinator {
         counts: (sources.len(), stages.len(), sinks.len()),
         checkpoints,
@@ -299,7 +302,7 @@ impl Ready<'_> {
         status.is_ready.store(false, Ordering::Relaxed);
         runner.set.shutdown().await;
         Ok(match outcome? {
-            Some((checkpoints, restored)) => Outcome::Suspended(State { lock, checkpoints, restored }),
+            Some((checkpoints, restored)) => Outcome::Suspended(Box::new(State { lock, checkpoints, restored })),
             None => Outcome::Ended,
         })
     }
