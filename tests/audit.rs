@@ -137,6 +137,32 @@ fn dead_letters_of_a_sink_are_accounted_for_across_kills() {
 }
 
 #[test]
+fn positions_that_run_ahead_of_what_was_handed_on_lose_records() {
+    // Enough for many blocks, whose work takes longer than a checkpoint does.
+    let count = 400_000;
+    for _ in 0..10 {
+        let folder = prepare(count);
+        let mut command = tocsin(ONCE);
+        command.args(["--set", "daemon.checkpoint_interval=20ms"]).current_dir(folder.path());
+        let daemon = Daemon::start(command.env("TOCSIN_PLANT", "positions_ahead"));
+        wait_for("a checkpoint that holds something", || {
+            let told = run(folder.path(), &["audit", "--data-dir", "state", "--format", "json"], None).stdout;
+            let told: serde_json::Value = serde_json::from_slice(&told).unwrap_or_default();
+            told["components"]["log"]["received"].as_u64() > Some(0)
+        });
+        daemon.kill();
+        assert!(run(folder.path(), ONCE, None).status.success());
+        require_balance(&folder.path().join("state"), "what was read is accounted for, though not all was read");
+        let told = run(folder.path(), &["audit", "--data-dir", "state", "--format", "json"], None).stdout;
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        if told["components"]["log"]["received"].as_u64() < Some(count) {
+            return;
+        }
+    }
+    panic!("the planted defect was never noticed");
+}
+
+#[test]
 fn what_holds_no_checkpoint_is_told_with_the_remedy() {
     let folder = prepare(1);
     let output = run(folder.path(), &["audit", "--data-dir", "in"], None);

@@ -20,7 +20,7 @@ enum Catcher {
 
 fn catcher(defect: Defect) -> Catcher {
     match defect {
-        Defect::NoCut => Catcher::Campaign(&KILL, 10),
+        Defect::NoCut | Defect::UncountedDrop => Catcher::Campaign(&KILL, 10),
         Defect::UnstableIdentity | Defect::NoRollForward => Catcher::Campaign(&RECEIVERS, RECEIVERS.sizes.0),
         Defect::InodeAlone | Defect::SizeAlone | Defect::PartialLine => Catcher::Campaign(&ROTATION, ROTATION.sizes.0),
         Defect::NoFolderSync
@@ -29,9 +29,9 @@ fn catcher(defect: Defect) -> Catcher {
         | Defect::IgnoredError
         | Defect::EarlyGarbage => Catcher::Elsewhere("tests/power.rs"),
         Defect::EarlyAcknowledgement => Catcher::Elsewhere("pipeline/src/runtime/journal"),
-        Defect::PositionsAhead | Defect::UnalignedBarrier | Defect::UncountedDrop | Defect::ForgottenSpill => {
-            Catcher::Nobody
-        }
+        Defect::PositionsAhead => Catcher::Elsewhere("tests/audit.rs"),
+        Defect::UnalignedBarrier => Catcher::Elsewhere("pipeline/src/runtime/edge.rs"),
+        Defect::ForgottenSpill => Catcher::Nobody,
     }
 }
 

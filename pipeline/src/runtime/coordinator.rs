@@ -514,13 +514,11 @@ impl Coordinator {
             }
             snapshot.ledger = known.is_none_or(|known| known.ledger != ledger).then_some(ledger);
         }
-        if self.checkpoints.is_some() && (!snapshot.sinks.is_empty() || snapshot.ledger.is_some()) {
-            // What another graph goes on from is in memory: it is written with its first epoch.
-            if !self.write(runner, epoch, snapshot).await && !is_suspended {
-                return Err(RunError::State(
-                    "the last checkpoint could not be written; some output may repeat".to_owned(),
-                ));
-            }
+        let has_news = !snapshot.sinks.is_empty() || snapshot.ledger.is_some();
+        let is_written = self.checkpoints.is_none() || !has_news || self.write(runner, epoch, snapshot).await;
+        // What another graph goes on from is in memory: it is written with its first epoch.
+        if !is_written && !is_suspended {
+            return Err(RunError::State("the last checkpoint could not be written; some output may repeat".to_owned()));
         }
         if !is_suspended {
             return Ok(None);
