@@ -52,7 +52,10 @@ pub fn build(plan: &Plan) -> Graph {
             buffer_bytes: usize::try_from(sink.buffer.max.0).unwrap_or(usize::MAX).clamp(1, u32::MAX as usize),
             when_full: match sink.buffer.when_full {
                 options::WhenFull::DropNewest => tocsin_pipeline::graph::WhenFull::DropNewest,
-                options::WhenFull::Block | options::WhenFull::Spill => tocsin_pipeline::graph::WhenFull::Block,
+                options::WhenFull::Block => tocsin_pipeline::graph::WhenFull::Block,
+                options::WhenFull::Spill => {
+                    tocsin_pipeline::graph::WhenFull::Spill { max_disk: sink.buffer.max_disk.0 }
+                }
             },
             rejected: targets(plan, Outlet { component, port: REJECTED }),
         }

@@ -243,11 +243,15 @@ pub struct BufferOptions {
     /// What happens when they do.
     #[serde(default)]
     pub when_full: WhenFull,
+    /// How much may wait on disk, with `when_full = "spill"`. Beyond it, and while the disk is full or broken, whoever writes
+    /// to the sink waits. At least `"1MiB"`.
+    #[serde(default = "ten_gibibytes")]
+    pub max_disk: ByteSize,
 }
 
 impl Default for BufferOptions {
     fn default() -> Self {
-        Self { max: sixty_four_mebibytes(), when_full: WhenFull::default() }
+        Self { max: sixty_four_mebibytes(), when_full: WhenFull::default(), max_disk: ten_gibibytes() }
     }
 }
 
@@ -260,7 +264,8 @@ pub enum WhenFull {
     Block,
     /// New records are dropped, and counted: a dead sink does not hold up the others.
     DropNewest,
-    /// New records go to disk. Not supported yet.
+    /// Records go to disk, in the data directory, and are read back in order: nothing is lost, and a dead sink holds up
+    /// neither the others nor the checkpoints. See docs/buffers.md.
     Spill,
 }
 
@@ -299,10 +304,10 @@ impl TimestampOptions {
 impl SinkOptions {
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.buffer.when_full == WhenFull::Spill {
+        if self.buffer.max_disk.0 < 1 << 20 {
             problems.push(
-                Problem::new("buffer.when_full", "\"spill\" is not supported yet")
-                    .help("write \"block\" (nothing is lost) or \"drop_newest\""),
+                Problem::new("buffer.max_disk", "too little for a buffer on disk")
+                    .help("write at least \"1MiB\"; the default is \"10GiB\""),
             );
         }
         if self.buffer.max.0 == 0 {
@@ -428,6 +433,10 @@ fn one_mebibyte() -> ByteSize {
 
 fn one_gibibyte() -> ByteSize {
     ByteSize(1 << 30)
+}
+
+fn ten_gibibytes() -> ByteSize {
+    ByteSize(10 << 30)
 }
 
 fn sixty_four_mebibytes() -> ByteSize {

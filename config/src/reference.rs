@@ -355,10 +355,13 @@ mod tests {
 
             - **`buffer`** (table): How many bytes may wait for the sink, and what happens then.
               - **`max`** (size, default `"64MiB"`): How many bytes of records may wait.
+              - **`max_disk`** (size, default `"10GiB"`): How much may wait on disk, with `when_full = "spill"`. Beyond it, and while the disk is full or broken, whoever writes
+                to the sink waits. At least `"1MiB"`.
               - **`when_full`** (`"block"` or `"drop_newest"` or `"spill"`, default `"block"`): What happens when they do.
                 - `"block"`: Whoever writes to the sink waits, back to the source. Nothing is lost.
                 - `"drop_newest"`: New records are dropped, and counted: a dead sink does not hold up the others.
-                - `"spill"`: New records go to disk. Not supported yet.
+                - `"spill"`: Records go to disk, in the data directory, and are read back in order: nothing is lost, and a dead sink holds up
+                  neither the others nor the checkpoints. See docs/buffers.md.
             - **`inputs`** (list of text, required): the names of the sources and operators it reads. `NAME.port` names a further output, such as `route.slow` or `access.rejected`; a pattern such as `web_*` or `*.rejected` names all that match.
         "##]].assert_eq(&reference_page(&CATALOG, "mail").unwrap());
         expect![[r##"

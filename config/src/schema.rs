@@ -134,6 +134,7 @@ mod tests {
                       "$ref": "#/$defs/BufferOptions",
                       "default": {
                         "max": "64MiB",
+                        "max_disk": "10GiB",
                         "when_full": "block"
                       }
                     },
@@ -183,6 +184,7 @@ mod tests {
                       "$ref": "#/$defs/BufferOptions",
                       "default": {
                         "max": "64MiB",
+                        "max_disk": "10GiB",
                         "when_full": "block"
                       }
                     },

@@ -41,6 +41,9 @@ struct Manifest {
     /// By source: the first record of its journal that is not part of the epoch.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     journals: BTreeMap<String, u64>,
+    /// By sink whose buffer can be on disk: what is in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    buffers: BTreeMap<String, Buffer>,
     /// When it was written, for people.
     written_at: String,
 }
@@ -57,6 +60,18 @@ pub struct LanePosition {
 struct Pieces {
     version: u16,
     groups: BTreeMap<u16, Place>,
+}
+
+/// What the buffer of a sink holds behind what the sink's state knows of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// The places in its log from which on the sink is handed everything again, and up to which.
+    pub from: u64,
+    pub to: u64,
+    /// How many records stand between.
+    pub records: u64,
+    /// The number of the sink's barrier that its state is of; its barriers are numbered by themselves.
+    pub barrier: u64,
 }
 
 /// Where a piece of state stands.
@@ -79,6 +94,7 @@ pub struct Snapshot {
     pub ledger: Option<Ledger>,
     /// By source that has one: where its journal goes on.
     pub journals: BTreeMap<String, u64>,
+    pub buffers: BTreeMap<String, Buffer>,
 }
 
 impl Snapshot {
@@ -105,6 +121,7 @@ impl Snapshot {
         self.sinks.extend(later.sinks);
         self.ledger = later.ledger.or(self.ledger.take());
         self.journals.extend(later.journals);
+        self.buffers.extend(later.buffers);
     }
 }
 
@@ -121,6 +138,7 @@ pub struct Restored {
     /// What gave it its meaning when it was written.
     pub facts: Facts,
     pub journals: BTreeMap<String, u64>,
+    pub buffers: BTreeMap<String, Buffer>,
 }
 
 impl Restored {
@@ -133,6 +151,8 @@ impl Restored {
                 (Some(state), Some(kind)) => undelivered(kind, state),
                 (Some(_), None) => None,
             };
+            let buffered = self.buffers.get(name).map_or(0, |buffer| buffer.records);
+            fact.held = fact.held.map(|held| held + buffered);
         }
     }
 
@@ -150,6 +170,7 @@ impl Restored {
                     if let Some(ledger) = &mut self.ledger {
                         ledger.forget(name);
                     }
+                    self.buffers.remove(name);
                 }
             }
         }
@@ -200,6 +221,7 @@ pub fn decide(mut found: Vec<Found>) -> Recovery {
 struct Kept {
     segments: BTreeSet<u64>,
     journals: BTreeMap<String, u64>,
+    buffers: BTreeMap<String, Buffer>,
 }
 
 /// Writes checkpoints to a data directory and reads them back.
@@ -277,6 +299,7 @@ impl Checkpoints {
                     checkpoints.keep(*epoch, &whole.manifest);
                 }
                 let Epoch { manifest, restored, .. } = loaded.remove(&epoch).expect("decided from what was loaded");
+                checkpoints.rise_above(&manifest);
                 checkpoints.current = Some(manifest);
                 checkpoints.tidy(&names).map_err(io("tidying"))?;
                 checkpoints.collect_garbage();
@@ -301,7 +324,10 @@ impl Checkpoints {
                     current.journals.remove(name);
                 }
                 Role::Operator => drop(current.operators.remove(name)),
-                Role::Sink => drop(current.sinks.remove(name)),
+                Role::Sink => {
+                    current.sinks.remove(name);
+                    current.buffers.remove(name);
+                }
             }
         }
     }
@@ -309,6 +335,12 @@ impl Checkpoints {
     /// The last complete epoch; 0 if there is none.
     pub fn epoch(&self) -> u64 {
         self.current.as_ref().map_or(0, |manifest| manifest.epoch)
+    }
+
+    /// A sink whose buffer is taken from it has its barriers numbered by epochs again, and numbers only rise.
+    fn rise_above(&mut self, manifest: &Manifest) {
+        let barriers = manifest.buffers.values().map(|buffer| buffer.barrier + 1).max().unwrap_or(0);
+        self.next_epoch = self.next_epoch.max(barriers);
     }
 
     /// The number of the next epoch; never used twice, even if writing it fails.
@@ -336,6 +368,12 @@ impl Checkpoints {
         self.kept.values().map(|kept| kept.journals.get(source).copied().unwrap_or(0)).min().unwrap_or(0)
     }
 
+    /// The first place of a sink's buffer that some kept epoch may be gone on from.
+    pub fn buffer_floor(&self, sink: &str) -> u64 {
+        let floors = self.kept.values().filter_map(|kept| kept.buffers.get(sink)).map(|buffer| buffer.from);
+        floors.min().unwrap_or(0)
+    }
+
     /// Keeps what was collected for an epoch that is abandoned: it goes out with the next.
     pub fn hold(&mut self, snapshot: Snapshot) {
         self.unsaved.overlay(snapshot);
@@ -354,6 +392,7 @@ impl Checkpoints {
             ledger: None,
             components: None,
             journals: BTreeMap::new(),
+            buffers: BTreeMap::new(),
             written_at: String::new(),
         });
         manifest.epoch = epoch;
@@ -362,6 +401,7 @@ impl Checkpoints {
         manifest.sources.extend(self.unsaved.sources.clone());
         manifest.ledger = self.unsaved.ledger.clone().or(manifest.ledger);
         manifest.journals.extend(self.unsaved.journals.clone());
+        manifest.buffers.extend(self.unsaved.buffers.clone());
         let mut segment = FileWriter::new(epoch);
         for (operator, (version, pieces)) in &self.unsaved.operators {
             let entry = manifest.operators.entry(operator.clone()).or_default();
@@ -397,6 +437,7 @@ impl Checkpoints {
             self.segments.insert(epoch, segment.len() as u64);
         }
         self.keep(epoch, &manifest);
+        self.rise_above(&manifest);
         self.current = Some(manifest);
         self.collect_garbage();
         Ok(written)
@@ -433,7 +474,8 @@ impl Checkpoints {
 
     fn keep(&mut self, epoch: u64, manifest: &Manifest) {
         let segments = places(manifest).map(|place| place.segment).collect();
-        self.kept.insert(epoch, Kept { segments, journals: manifest.journals.clone() });
+        self.kept
+            .insert(epoch, Kept { segments, journals: manifest.journals.clone(), buffers: manifest.buffers.clone() });
     }
 
     /// Puts manifests that cannot be used aside, for people, and deletes what a crash has left of epochs that never
@@ -586,6 +628,7 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
     };
     let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
     restored.journals = manifest.journals.clone();
+    restored.buffers = manifest.buffers.clone();
     restored.ledger = manifest.ledger.clone();
     restored.facts = facts(&manifest);
     for (operator, pieces) in &manifest.operators {

@@ -220,6 +220,35 @@ pub struct Times {
 pub struct Original {
     block: Bytes,
     spans: Arc<Vec<Span>>,
+    /// The places of the records in their lane, where the spans do not tell them: in batches read back from a buffer.
+    places: Vec<Place>,
+}
+
+/// Where a record stood in its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The position of its first byte; for Kafka, its offset.
+    pub offset: u64,
+    pub length: u32,
+}
+
+/// What a batch is put together from when it is read back from a buffer.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub lane: Arc<Lane>,
+    pub arrival: Timestamp,
+    /// The records as a sink reads them, and as they came in.
+    pub block: Bytes,
+    pub spans: Vec<Span>,
+    pub raw_block: Bytes,
+    pub raw_spans: Vec<Span>,
+    pub places: Vec<Place>,
+    /// An operator wrote them anew, as JSON.
+    pub is_rewritten: bool,
+    /// Empty: none is a value.
+    pub changed: Vec<Option<Value>>,
+    /// Empty: nobody asked for event times.
+    pub times: Vec<Timestamp>,
 }
 
 /// Records that travel together: all of one lane, in its order.
@@ -352,6 +381,7 @@ impl Batch {
         let original = Original {
             block: std::mem::replace(&mut self.block, block),
             spans: std::mem::replace(&mut self.spans, spans),
+            places: Vec::new(),
         };
         self.original.get_or_insert_with(|| Arc::new(original));
         self.codec = Arc::new(crate::json::JsonCodec::new());
@@ -368,13 +398,43 @@ impl Batch {
     }
 
     /// Where a record stood in its lane.
-    fn place(&self, row: u32) -> Span {
-        self.original.as_ref().map_or(&self.spans, |original| &original.spans)[row as usize]
+    pub(crate) fn place(&self, row: u32) -> Place {
+        if let Some(place) = self.original.as_ref().and_then(|original| original.places.get(row as usize)) {
+            return *place;
+        }
+        let span = self.original.as_ref().map_or(&self.spans, |original| &original.spans)[row as usize];
+        let offset = match &self.lane.origin {
+            Origin::Kafka { .. } => u64::from(row),
+            _ => u64::from(span.start),
+        };
+        Place { offset: self.base + offset, length: span.len }
     }
 
-    /// The position of a record's first byte in its lane.
+    /// The position of a record's first byte in its lane; for Kafka, its offset.
     pub fn offset(&self, row: u32) -> u64 {
-        self.base + u64::from(self.place(row).start)
+        self.place(row).offset
+    }
+
+    /// A batch as it was before it went into a buffer, as far as a sink can see.
+    pub(crate) fn of_stored(stored: Stored) -> Self {
+        let Stored { lane, arrival, block, spans, raw_block, raw_spans, places, is_rewritten, changed, times } = stored;
+        let mut batch = Self::new(lane, block, 0, spans, arrival);
+        if is_rewritten {
+            batch.codec = Arc::new(crate::json::JsonCodec::new());
+        }
+        batch.original = Some(Arc::new(Original { block: raw_block, spans: Arc::new(raw_spans), places }));
+        batch.changed = Arc::new(changed);
+        if !times.is_empty() {
+            let max = times.iter().copied().max().unwrap_or(Timestamp::MIN);
+            let before = vec![Timestamp::MIN; times.len()];
+            batch.times = Some(Arc::new(Times { at: times, before, max }));
+        }
+        batch
+    }
+
+    /// Whether an operator wrote the records anew, as JSON.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        !std::ptr::addr_eq(Arc::as_ptr(&self.codec), Arc::as_ptr(&self.lane.codec))
     }
 
     /// Decodes the fields of `projection` that are not decoded yet. The records have been through the source's check, so
@@ -427,15 +487,13 @@ impl Batch {
     /// Where a record stood in its source.
     pub fn coordinate(&self, row: u32) -> Value {
         let offset = Value::Integer(self.offset(row) as i64);
-        let length = Value::Integer(i64::from(self.place(row).len));
+        let length = Value::Integer(i64::from(self.place(row).length));
         let fields: Vec<(&str, Value)> = match &self.lane.origin {
             Origin::File(file) => vec![("file", text(file)), ("offset", offset), ("length", length)],
             Origin::Stream => vec![("offset", offset), ("length", length)],
-            Origin::Kafka { topic, partition } => vec![
-                ("topic", text(topic)),
-                ("partition", Value::Integer(i64::from(*partition))),
-                ("offset", Value::Integer((self.base + u64::from(row)) as i64)),
-            ],
+            Origin::Kafka { topic, partition } => {
+                vec![("topic", text(topic)), ("partition", Value::Integer(i64::from(*partition))), ("offset", offset)]
+            }
             // Not the row: where batches are cut must not show in any output.
             Origin::Operator | Origin::Keyed(_) => {
                 vec![("operator", text(&self.lane.source)), ("time", text(&self.time(row).to_string()))]
@@ -459,7 +517,9 @@ impl Batch {
 
     /// About how much memory the batch holds: what bounded edges count.
     pub fn bytes(&self) -> usize {
-        let original = self.original.as_ref().map_or(0, |original| original.block.len());
+        // Read back from a buffer, a record that nobody changed stands in the same bytes twice.
+        let original = self.original.as_ref().filter(|original| original.block.as_ptr() != self.block.as_ptr());
+        let original = original.map_or(0, |original| original.block.len());
         self.block.len() + original + self.spans.len() * 32 + self.changed.len() * 256
     }
 }

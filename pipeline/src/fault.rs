@@ -70,6 +70,12 @@ pub const POINTS: &[&str] = &[
     "journal.acknowledged",
     "journal.replayed",
     "journal.trimmed",
+    // The buffers on disk.
+    "buffer.spill",
+    "buffer.synced",
+    "buffer.answered",
+    "buffer.read",
+    "buffer.trimmed",
     // The file source.
     "input.open",
     "input.opened",

@@ -84,6 +84,8 @@ pub enum WhenFull {
     Block,
     /// What comes is counted and dropped.
     DropNewest,
+    /// What comes is written to disk, up to so many bytes; then its writers wait.
+    Spill { max_disk: u64 },
 }
 
 pub struct SinkNode {

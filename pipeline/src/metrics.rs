@@ -28,6 +28,8 @@ pub struct Metrics {
     latency: HistogramVec,
     pub edge_bytes: IntGaugeVec,
     pub journal_bytes: IntGaugeVec,
+    pub buffer_bytes: IntGaugeVec,
+    pub buffer_disk_bytes: IntGaugeVec,
     pub source_lag: GaugeVec,
     pub watermark: GaugeVec,
     pub checkpoint_duration: Histogram,
@@ -155,6 +157,12 @@ impl Metrics {
             ),
             edge_bytes: gauges("tocsin_edge_bytes", "Bytes waiting between two components.", &["from", "to"]),
             journal_bytes: gauges("tocsin_journal_bytes", "How large the journal of a source is.", component),
+            buffer_bytes: gauges("tocsin_buffer_bytes", "Memory that the buffer of a sink takes.", component),
+            buffer_disk_bytes: gauges(
+                "tocsin_buffer_disk_bytes",
+                "What the buffer of a sink takes on disk.",
+                component,
+            ),
             source_lag: float_gauges(
                 "tocsin_source_lag_seconds",
                 "How far the newest event time is behind the clock.",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -10,6 +10,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Buffer;
 use crate::event::Batch;
 use crate::health::Health;
 use crate::ledger::{Account, Kind};
@@ -53,6 +54,18 @@ pub enum SinkState {
 pub struct Prepared {
     answer: oneshot::Sender<Answer>,
     till: Till,
+    /// Of a buffered sink: whether its answer still counts as that of the epoch.
+    claim: Claim,
+}
+
+/// Something that only the first who takes it gets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    pub fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// What a sink needs to go on from an epoch, and what it has counted by then.
@@ -60,12 +73,19 @@ pub struct Prepared {
 pub struct Answer {
     pub state: SinkState,
     pub account: Account,
+    /// What is in its buffer behind that state, where it has one that can be on disk.
+    pub buffer: Option<Buffer>,
 }
 
 impl Prepared {
     pub fn new(till: Till) -> (Self, oneshot::Receiver<Answer>) {
+        Self::claimed(till, Claim::default())
+    }
+
+    /// A barrier that the buffer of a sink may answer before the sink does: `claim` says who was first.
+    pub(crate) fn claimed(till: Till, claim: Claim) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
-        (Self { answer, till }, answered)
+        (Self { answer, till, claim }, answered)
     }
 
     /// Answers.
@@ -74,8 +94,19 @@ impl Prepared {
     /// Gives the state back when nobody waits for it any more.
     pub fn send(self, state: SinkState) -> Result<(), SinkState> {
         let account = self.till.account();
-        self.till.barriers.fetch_add(1, Ordering::Release);
-        self.answer.send(Answer { state, account }).map_err(|answer| answer.state)
+        if self.claim.take() {
+            self.till.barriers.fetch_add(1, Ordering::Release);
+        }
+        self.answer.send(Answer { state, account, buffer: None }).map_err(|answer| answer.state)
+    }
+
+    /// Answers for the sink; `is_first`: it has not answered this barrier itself.
+    pub(crate) fn answer(self, answer: Answer, is_first: bool) {
+        if is_first {
+            self.till.barriers.fetch_add(1, Ordering::Release);
+        }
+        // Nobody waits for the answer of an epoch that was abandoned.
+        let _ = self.answer.send(answer);
     }
 }
 
@@ -123,11 +154,18 @@ impl Till {
 pub struct Inputs {
     queue: mpsc::Receiver<Queued>,
     metrics: ComponentMetrics,
+    /// How far in its buffer the sink has come.
+    taken: Arc<AtomicU64>,
 }
 
 impl Inputs {
     pub fn new(queue: mpsc::Receiver<Queued>, metrics: ComponentMetrics) -> Self {
-        Self { queue, metrics }
+        Self { queue, metrics, taken: Arc::default() }
+    }
+
+    /// Where it is noted how far in its buffer the sink has come.
+    pub(crate) fn progress(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.taken)
     }
 
     /// The next input, as soon as there is one; `None` when nothing can follow. May be given up and called again.
@@ -145,6 +183,9 @@ impl Inputs {
     fn taken(&self, queued: Queued) -> Queued {
         if let SinkInput::Batch(batch) = &queued.input {
             self.metrics.received(batch.len(), batch.bytes());
+        }
+        if let Some(place) = queued.place {
+            self.taken.store(place, Ordering::Release);
         }
         queued
     }
@@ -177,12 +218,14 @@ pub struct SinkContext {
 pub struct Queued {
     pub input: SinkInput,
     pub(crate) _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// The place behind it in the sink's buffer.
+    pub(crate) place: Option<u64>,
 }
 
 impl Queued {
     /// An input that counts against nothing: for tests.
     pub fn free(input: SinkInput) -> Self {
-        Self { input, _permit: None }
+        Self { input, _permit: None, place: None }
     }
 
     /// The input, and the guard that makes it count while it lives.

@@ -259,7 +259,7 @@ impl Running {
         let (prepared, answer) = Prepared::new(till);
         self.input.send(Queued::free(SinkInput::Barrier { epoch, prepared })).await.expect("the sink runs");
         let answer = tokio::time::timeout(PATIENCE, answer).await;
-        let Answer { state, account } = answer.expect("a barrier does not wait for a peer").expect("an answer");
+        let Answer { state, account, .. } = answer.expect("a barrier does not wait for a peer").expect("an answer");
         if self.till.is_some() {
             balances(&account, &state);
         }

@@ -238,17 +238,12 @@ buffer = { max = "10 MB", when_full = "spill" }
             23 | inputs = ["errors", "windows.late", "errors"]
                |           ^^^^^^^^
 
-            a.toml:24:39: error: "spill" is not supported yet
-            24 | buffer = { max = "10 MB", when_full = "spill" }
-               |                                       ^^^^^^^
-            help: write "block" (nothing is lost) or "drop_newest"
-
             a.toml:26:2: error: unknown table `operator`
             26 | [operator.x]
                |  ^^^^^^^^
             help: did you mean `operators`?
 
-            17 problems
+            16 problems
         "#]],
     );
 }

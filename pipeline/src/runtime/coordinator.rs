@@ -16,9 +16,9 @@ use crate::checkpoint::{Checkpoints, Restored, Snapshot};
 use crate::evolution::{Facts, Role};
 use crate::fault::{self, Defect};
 use crate::health::Trouble;
-use crate::ledger::{Audit, Ledger, LinkAccount};
+use crate::ledger::{Account, Audit, Ledger, LinkAccount};
 use crate::operator::Reason;
-use crate::sink::{Answer, Prepared, Queued, SinkInput, SinkState};
+use crate::sink::{Answer, Prepared, SinkState};
 
 /// A checkpoint that takes longer is told about; the one before stays the truth meanwhile.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -274,7 +274,7 @@ impl Coordinator {
         });
         let (checkpoints, outcome) = written.await.expect("writing a checkpoint does not panic");
         if outcome.is_ok() {
-            runner.tell_journals(&checkpoints);
+            runner.tell_complete(epoch, &checkpoints);
         }
         self.checkpoints = Some(checkpoints);
         let (metrics, health) = (&runner.settings.metrics, &runner.settings.health);
@@ -285,10 +285,6 @@ impl Coordinator {
                 }
                 metrics.checkpoint_bytes.set(bytes as i64);
                 metrics.checkpoint_epoch.set(epoch as i64);
-                for sink in &runner.sinks {
-                    // A sink whose queue is full hears of the next one.
-                    let _ = sink.try_send(Queued::free(SinkInput::Committed { epoch }));
-                }
                 fault::point("checkpoint.told");
                 true
             }
@@ -327,7 +323,7 @@ impl Coordinator {
             let till = runner.tills[number].clone();
             runner.set.spawn(async move {
                 // A sink that is gone says nothing any more: its last state stays.
-                let gone = || Answer { state: SinkState::Unchanged, account: till.account() };
+                let gone = || Answer { state: SinkState::Unchanged, account: till.account(), buffer: None };
                 let answer = receiver.await.unwrap_or_else(|_| gone());
                 if let Some(relay) = relay {
                     let _ = relay.send(Signal::Barrier(ticket)).await;
@@ -338,7 +334,7 @@ impl Coordinator {
         }
         let mut expected = self.counts.0 + self.counted + self.counts.2;
         self.books.of_sources.clear();
-        let mut counted = Accounts::new();
+        let (mut counted, mut buffered) = (Accounts::new(), Vec::new());
         for barriers in &runner.barriers {
             if barriers.send(Arc::clone(&ticket)).await.is_err() {
                 return Ok(None);
@@ -384,8 +380,12 @@ impl Coordinator {
                             snapshot.operators.insert(name.to_string(), (version, pieces));
                         }
                     }
-                    Some(Report::Sink { number, answer: Answer { state, account } }) => {
+                    Some(Report::Sink { number, answer: Answer { state, account, buffer } }) => {
                         expected -= 1;
+                        if let Some(buffer) = buffer {
+                            buffered.push(Arc::clone(&runner.sink_names[number]));
+                            snapshot.buffers.insert(runner.sink_name(number), buffer);
+                        }
                         counted.push((Arc::clone(&runner.sink_names[number]), account));
                         match state {
                             SinkState::Unchanged => {}
@@ -416,6 +416,7 @@ impl Coordinator {
             }
         }
         runner.settings.health.clear(Trouble::CheckpointSlow, CHECKPOINTS);
+        count_letters(&buffered, &mut counted);
         snapshot.ledger = Some(self.books.close(runner.settings, epoch, counted));
         if let Some((sink, reason)) = failed {
             runner.settings.metrics.checkpoint_failures.inc();
@@ -457,6 +458,7 @@ impl Coordinator {
         let (mut is_overdue, mut is_whole) = (false, true);
         let mut snapshot = Snapshot::default();
         let (mut sinks, mut counted, mut accounts) = (0, 0, Accounts::new());
+        let mut buffered = Vec::new();
         // A relay tells those behind it before it tells its own end here.
         while sinks < self.counts.2 || counted < self.counted {
             tokio::select! {
@@ -465,8 +467,15 @@ impl Coordinator {
                         counted += 1;
                         accounts.extend(last);
                     }
-                    Some(Ok(Ok(Done::Sink(number, Answer { state, account })))) => {
+                    Some(Ok(Ok(Done::Sink(number, Answer { state, account, buffer })))) => {
                         sinks += 1;
+                        if let Some(buffer) = buffer {
+                            buffered.push(Arc::clone(&runner.sink_names[number]));
+                            snapshot.buffers.insert(runner.sink_name(number), buffer);
+                            if let Some(left) = &mut self.left {
+                                left.buffers.insert(runner.sink_name(number), buffer);
+                            }
+                        }
                         accounts.push((Arc::clone(&runner.sink_names[number]), account));
                         if let SinkState::State(state) = state {
                             self.sink_states[number] = Some(state.clone());
@@ -499,6 +508,7 @@ impl Coordinator {
         }
         let known = runner.settings.status.audit.lock().expect("no holder of this lock panics").clone();
         let epoch = self.checkpoints.as_mut().map_or(0, Checkpoints::next_epoch);
+        count_letters(&buffered, &mut accounts);
         if is_whole {
             let ledger = self.books.close(runner.settings, epoch, accounts);
             let imbalances = ledger.imbalances();
@@ -514,7 +524,7 @@ impl Coordinator {
             }
             snapshot.ledger = known.is_none_or(|known| known.ledger != ledger).then_some(ledger);
         }
-        let has_news = !snapshot.sinks.is_empty() || snapshot.ledger.is_some();
+        let has_news = !snapshot.sinks.is_empty() || !snapshot.buffers.is_empty() || snapshot.ledger.is_some();
         let is_written = self.checkpoints.is_none() || !has_news || self.write(runner, epoch, snapshot).await;
         // What another graph goes on from is in memory: it is written with its first epoch.
         if !is_written && !is_suspended {
@@ -530,7 +540,7 @@ impl Coordinator {
 
     /// Puts together what another graph goes on from.
     fn leave(self, runner: &Runner<'_>) -> Left {
-        let Snapshot { sources, mut operators, journals, .. } = self.left.unwrap_or_default();
+        let Snapshot { sources, mut operators, journals, buffers, .. } = self.left.unwrap_or_default();
         for (_, pieces) in operators.values_mut() {
             pieces.retain(|_, piece| !piece.is_empty());
         }
@@ -545,9 +555,23 @@ impl Coordinator {
                 Role::Sink => None,
             };
         }
-        let restored =
-            Restored { epoch, sources, journals, operators, sinks, ledger: Some(self.books.restored), facts };
+        let ledger = Some(self.books.restored);
+        let restored = Restored { epoch, sources, journals, operators, sinks, buffers, ledger, facts };
         (self.checkpoints, restored)
+    }
+}
+
+/// A buffered sink may be counted as of an earlier barrier than the relay of its dead letters: those that were handed on are
+/// those that were made.
+fn count_letters(buffered: &[Arc<str>], accounts: &mut Accounts) {
+    for sink in buffered {
+        let of_sink = |(name, _): &&(Arc<str>, Account)| name == sink;
+        let handed = accounts.iter().filter(of_sink).flat_map(|(_, account)| account.handed.values()).sum();
+        // The relay's account of the sink is the one that has handed something on, if only nothing.
+        let own = accounts.iter_mut().find(|(name, account)| name == sink && account.handed.is_empty());
+        if let Some((_, account)) = own {
+            account.made = handed;
+        }
     }
 }
 

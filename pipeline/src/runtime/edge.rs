@@ -97,7 +97,8 @@ impl Edge {
             }
             Door::Sink(sender, _) => {
                 let Content::Batch(batch) = content else { unreachable!("sinks have no prepared input") };
-                sender.send(Queued { input: SinkInput::Batch(batch), _permit: Some(permit) }).await.map_err(|_| Gone)
+                let input = SinkInput::Batch(batch);
+                sender.send(Queued { input, _permit: Some(permit), place: None }).await.map_err(|_| Gone)
             }
         }
     }
@@ -109,7 +110,7 @@ impl Edge {
                 sender.send(Envelope { from: self.from, message, permit: None }).await.map_err(|_| Gone)
             }
             Door::Sink(sender, sink) => match sink_input(signal, *sink) {
-                Some(input) => sender.send(Queued { input, _permit: None }).await.map_err(|_| Gone),
+                Some(input) => sender.send(Queued::free(input)).await.map_err(|_| Gone),
                 None => Ok(()),
             },
         }

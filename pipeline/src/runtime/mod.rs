@@ -6,6 +6,7 @@ mod journal;
 mod offload;
 mod restore;
 mod source;
+mod spill;
 mod stage;
 mod start;
 mod stored;

@@ -84,7 +84,7 @@ pub(super) fn tell(verdicts: &[Verdict], settings: &Settings) -> Result<(), RunE
 }
 
 /// The folders that the engine keeps in those of components.
-const LOGS: [&str; 1] = [super::journal::FOLDER];
+const LOGS: [&str; 2] = [super::journal::FOLDER, super::spill::FOLDER];
 
 /// The folders of sources and sinks that nobody goes on from, moved out of the way of others of the same name: what is in
 /// them speaks of another configuration.

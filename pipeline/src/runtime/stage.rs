@@ -156,7 +156,7 @@ pub(super) async fn run_gate(mut inbox: Inbox, queue: mpsc::Sender<Queued>, sink
     while let Some(arrived) = inbox.next().await {
         let queued = match arrived {
             Arrived::Data { content: Content::Batch(batch), permit, .. } => {
-                Queued { input: SinkInput::Batch(batch), _permit: permit }
+                Queued { input: SinkInput::Batch(batch), _permit: permit, place: None }
             }
             Arrived::Data { .. } => unreachable!("sinks have no prepared input"),
             Arrived::Watermark(_) => continue,

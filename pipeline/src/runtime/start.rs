@@ -6,21 +6,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use bytes::Bytes;
 use serde_json::Value as Json;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::edge::{Level, Signal, Ticket};
+use super::edge::{EDGE_MESSAGES, Level, Signal, Ticket};
 use super::journal::{self, Events, Journal, OpenJournal};
 use super::source::SourceDriver;
+use super::spill::{self, Lanes, Shares, Spill};
 use super::stage::{Relay, run_gate, run_stage};
 use super::wiring::Wiring;
 use super::{Done, Failure, Report, RunError, Settings};
-use crate::checkpoint::{Checkpoints, Restored};
-use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId};
-use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, Till};
+use crate::checkpoint::{Buffer, Checkpoints, Restored};
+use crate::codec::Codec;
+use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull};
+use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
 use crate::source::{Source, SourceContext};
+use crate::store::log::{Log, SEGMENT_BYTES};
 use crate::tally::Book;
 use crate::time::Timestamp;
 use crate::watermark::SourceWatermark;
@@ -43,6 +47,29 @@ pub(super) struct OpenSink {
     sink: Box<dyn Sink>,
     context: SinkContext,
     relay: Option<Relay>,
+    buffer: Option<OpenBuffer>,
+}
+
+/// The buffer of a sink, with its log open.
+struct OpenBuffer {
+    log: Log,
+    restored: Buffer,
+    /// What the sink is opened with, and how many records it holds in that.
+    state: Option<Bytes>,
+    held: u64,
+    lanes: Lanes,
+    shares: Shares,
+    max_disk: u64,
+    input: mpsc::Receiver<Queued>,
+    /// To the sink.
+    queue: mpsc::Sender<Queued>,
+    complete: watch::Receiver<(u64, u64)>,
+}
+
+/// Who is told that an epoch is complete for a sink: its queue, or its buffer together with what that need not hold any more.
+pub(super) enum Told {
+    Sink(mpsc::Sender<Queued>),
+    Buffer(watch::Sender<(u64, u64)>),
 }
 
 pub(super) struct Runner<'a> {
@@ -51,7 +78,7 @@ pub(super) struct Runner<'a> {
     pub drain: CancellationToken,
     pub set: JoinSet<Result<Done, Failure>>,
     pub reports: mpsc::Sender<Report>,
-    pub sinks: Vec<mpsc::Sender<Queued>>,
+    pub sinks: Vec<Told>,
     pub sink_names: Vec<Arc<str>>,
     pub barriers: Vec<mpsc::Sender<Arc<Ticket>>>,
     /// By sink: where its relay is told about barriers and the end.
@@ -74,7 +101,9 @@ impl Runner<'_> {
         restored: &mut Restored,
         checkpoints: Option<&Checkpoints>,
     ) -> Result<(Vec<OpenSource>, Vec<OpenSink>), RunError> {
-        let sinks = self.open_sinks(sinks, wiring, restored).await?;
+        let codecs = sources.iter().map(|task| (Arc::clone(&task.name), Arc::clone(&task.intake.options.codec)));
+        let codecs = codecs.collect();
+        let sinks = self.open_sinks(sinks, wiring, restored, &codecs).await?;
         let sources = self.open_sources(sources, wiring, restored, checkpoints).await?;
         Ok((sources, sinks))
     }
@@ -84,15 +113,34 @@ impl Runner<'_> {
         tasks: Vec<SinkTask>,
         wiring: &Wiring,
         restored: &mut Restored,
+        codecs: &BTreeMap<Arc<str>, Arc<dyn Codec>>,
     ) -> Result<Vec<OpenSink>, RunError> {
         let mut open = Vec::new();
         for (index, task) in tasks.into_iter().enumerate() {
-            let SinkTask { name, mut sink, chain, rejected, metrics, .. } = task;
+            let SinkTask { name, mut sink, chain, rejected, metrics, buffer_bytes, when_full } = task;
             let data_dir = self.folder("sinks", &name)?;
             let (letters_sender, letters) = mpsc::channel(64);
             let (signals_sender, signals) = mpsc::channel(4);
             let is_connected = !rejected.is_empty();
             let till = Till::open(&metrics);
+            let mut input = wiring.queued(index).expect("every sink has its queue");
+            let buffer = restored.buffers.get(&*name).copied();
+            let epoch = restored.epoch;
+            let account = restored.ledger.as_ref().and_then(|ledger| ledger.components.get(&*name));
+            // The ledger counts what is in the buffer as held by the sink.
+            let held = account.map_or(0, |account| account.held).saturating_sub(buffer.unwrap_or_default().records);
+            let mut buffer =
+                self.open_buffer(&name, when_full, buffer, epoch).await?.map(|(log, restored, max_disk)| {
+                    let (queue, queued) = mpsc::channel(EDGE_MESSAGES);
+                    let (complete_sender, complete) = watch::channel((0, 0));
+                    self.sinks.push(Told::Buffer(complete_sender));
+                    let input = std::mem::replace(&mut input, queued);
+                    let (lanes, shares) = (Lanes::new(codecs.clone()), Shares::of(buffer_bytes));
+                    OpenBuffer { log, restored, state: None, held, lanes, shares, max_disk, input, queue, complete }
+                });
+            if buffer.is_none() {
+                self.sinks.push(Told::Sink(wiring.queue(index)));
+            }
             let context = SinkContext {
                 name: Arc::clone(&name),
                 restored: restored.sinks.remove(&*name),
@@ -102,9 +150,12 @@ impl Runner<'_> {
                 health: self.settings.health.clone(),
                 metrics: metrics.clone(),
                 stop: self.drain.clone(),
-                input: Inputs::new(wiring.queued(index).expect("every sink has its queue"), metrics.clone()),
+                input: Inputs::new(input, metrics.clone()),
                 rejected: Rejected::new(is_connected.then_some(letters_sender), Arc::clone(&name), metrics, &till),
             };
+            if let Some(buffer) = &mut buffer {
+                buffer.state.clone_from(&context.restored);
+            }
             sink.open(&context)
                 .await
                 .map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
@@ -124,7 +175,7 @@ impl Runner<'_> {
             self.tills.push(till);
             self.sink_names.push(Arc::clone(&name));
             self.relays.push(is_connected.then_some(signals_sender));
-            open.push(OpenSink { name, sink, context, relay });
+            open.push(OpenSink { name, sink, context, relay, buffer });
         }
         Ok(open)
     }
@@ -261,8 +312,52 @@ impl Runner<'_> {
         Ok(Some((opened, options.is_some(), max_bytes)))
     }
 
+    /// The buffer of a sink that continues on disk; also of one that no longer does, but left something there. With what
+    /// the checkpoint says of it, and its bound.
+    async fn open_buffer(
+        &self,
+        name: &Arc<str>,
+        when_full: WhenFull,
+        restored: Option<Buffer>,
+        epoch: u64,
+    ) -> Result<Option<(Log, Buffer, u64)>, RunError> {
+        let max_disk = match when_full {
+            WhenFull::Spill { max_disk } => max_disk,
+            WhenFull::Block | WhenFull::DropNewest if restored.is_some_and(|buffer| buffer.from < buffer.to) => 0,
+            WhenFull::Block | WhenFull::DropNewest => return Ok(None),
+        };
+        let Some(folder) = self.folder("sinks", name)? else {
+            return Err(RunError::Start(format!(
+                "the sink `{name}` has `buffer.when_full = \"spill\"`, and there is nowhere to write; give [daemon] a data_dir"
+            )));
+        };
+        let (storage, folder) = (Arc::clone(&self.settings.storage), folder.join(spill::FOLDER));
+        // Several segments, so that there is always one to delete.
+        let segment_bytes = SEGMENT_BYTES.min(max_disk / 8);
+        let mut restored = restored.unwrap_or_default();
+        // A state from before there was the buffer is of an epoch's barrier.
+        restored.barrier = restored.barrier.max(epoch);
+        let opening = tokio::task::spawn_blocking(move || Log::open(storage, &folder, segment_bytes, restored.to));
+        let opened = opening.await.expect("opening a log does not panic");
+        let (log, _) =
+            opened.map_err(|error| RunError::Component { component: name.to_string(), message: error.to_string() })?;
+        Ok(Some((log, restored, max_disk)))
+    }
+
+    /// Tells the sinks that an epoch is complete, and the journals and buffers what they need not hold any more.
+    pub fn tell_complete(&self, epoch: u64, checkpoints: &Checkpoints) {
+        for (sink, told) in self.sink_names.iter().zip(&self.sinks) {
+            match told {
+                // A sink whose queue is full hears of the next one.
+                Told::Sink(queue) => drop(queue.try_send(Queued::free(SinkInput::Committed { epoch }))),
+                Told::Buffer(complete) => drop(complete.send_replace((epoch, checkpoints.buffer_floor(sink)))),
+            }
+        }
+        self.tell_journals(checkpoints);
+    }
+
     /// Tells the journals what they need not hold any more.
-    pub fn tell_journals(&self, checkpoints: &Checkpoints) {
+    fn tell_journals(&self, checkpoints: &Checkpoints) {
         for (source, floor) in &self.journals {
             floor.send_replace(checkpoints.journal_floor(source));
         }
@@ -286,13 +381,15 @@ impl Runner<'_> {
         wiring: Wiring,
     ) -> Vec<Level> {
         for (index, open) in sinks.into_iter().enumerate() {
-            let OpenSink { name, sink, context, relay } = open;
-            self.sinks.push(wiring.queue(index));
+            let OpenSink { name, sink, context, relay, buffer } = open;
             let till = self.tills[index].clone();
-            self.set.spawn(async move {
-                let state = sink.run(context).await.map_err(|error| Failure::of(&name, &error))?;
-                Ok(Done::Sink(index, Answer { state, account: till.account() }))
-            });
+            match buffer {
+                None => drop(self.set.spawn(async move {
+                    let state = sink.run(context).await.map_err(|error| Failure::of(&name, &error))?;
+                    Ok(Done::Sink(index, Answer { state, account: till.account(), buffer: None }))
+                })),
+                Some(buffer) => self.start_buffered(index, name, sink, context, buffer),
+            }
             if let Some(inbox) = wiring.inbox(TaskId::Sink(index)) {
                 self.set.spawn(run_gate(inbox, wiring.queue(index), index));
             }
@@ -322,6 +419,38 @@ impl Runner<'_> {
             self.set.spawn(async move { driver.run().await.map(|()| Done::Task) });
         }
         wiring.into_levels()
+    }
+
+    fn start_buffered(
+        &mut self,
+        number: usize,
+        name: Arc<str>,
+        sink: Box<dyn Sink>,
+        context: SinkContext,
+        buffer: OpenBuffer,
+    ) {
+        let OpenBuffer { log, restored, state, held, lanes, shares, max_disk, input, queue, complete } = buffer;
+        let (metrics, taken) = (context.metrics.clone(), context.input.progress());
+        let mut running = JoinSet::new();
+        running.spawn(sink.run(context));
+        let gauges = &self.settings.metrics;
+        let spill = Spill {
+            number,
+            lanes,
+            shares,
+            max_disk,
+            input,
+            complete,
+            queue,
+            running,
+            taken,
+            till: self.tills[number].clone(),
+            metrics,
+            memory_gauge: gauges.buffer_bytes.with_label_values(&[&*name]),
+            disk_gauge: gauges.buffer_disk_bytes.with_label_values(&[&*name]),
+            sink: name,
+        };
+        self.set.spawn(spill.run(log, restored, state, held));
     }
 
     pub fn sink_name(&self, number: usize) -> String {

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::Settings;
 use super::edge::{Door, EDGE_MESSAGES, Edge, Envelope, Inbox, Level, Outlets};
+use super::spill::Shares;
 use crate::graph::{TaskId, Tasks, WhenFull};
 use crate::metrics::Metrics;
 use crate::sink::Queued;
@@ -68,7 +69,13 @@ impl Wiring {
         let sink_budgets = tasks
             .sinks
             .iter()
-            .map(|sink| (Arc::new(Semaphore::new(sink.buffer_bytes)), sink.buffer_bytes, sink.when_full))
+            .map(|sink| {
+                let bytes = match sink.when_full {
+                    WhenFull::Spill { .. } => Shares::of(sink.buffer_bytes).edge,
+                    WhenFull::Block | WhenFull::DropNewest => sink.buffer_bytes,
+                };
+                (Arc::new(Semaphore::new(bytes)), bytes, sink.when_full)
+            })
             .collect();
         Self {
             writers,

@@ -118,7 +118,7 @@ pub(super) fn open(
 
 fn unreadable(position: u64, problem: &str) -> String {
     format!(
-        "record {position} of the journal cannot be used: {problem}; move the journal away to go on without what it holds"
+        "record {position} of the journal cannot be used: {problem}; `tocsin recover` moves the journal aside, and what it holds is lost"
     )
 }
 

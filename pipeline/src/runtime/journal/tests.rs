@@ -242,5 +242,5 @@ async fn damage_is_told_with_its_place() {
     content[60] ^= 1;
     disk.replace(&path, content);
     let Err(told) = start(&disk, None, 1 << 20) else { panic!("damage was passed over") };
-    assert!(told.contains("the checksum does not match at byte 16") && told.contains("move the folder"), "{told}");
+    assert!(told.contains("the checksum does not match at byte 16") && told.contains("tocsin recover"), "{told}");
 }
