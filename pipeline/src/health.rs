@@ -104,13 +104,16 @@ pub struct Change {
     pub message: Arc<str>,
 }
 
+/// The messages of what is wrong, by trouble and component.
+type Standing = BTreeMap<(Trouble, Arc<str>), Arc<str>>;
+
 /// What is wrong now; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    standing: Mutex<BTreeMap<(Trouble, Arc<str>), Arc<str>>>,
+    standing: Mutex<Standing>,
     changes: broadcast::Sender<Change>,
     gauges: Option<IntGaugeVec>,
 }
@@ -128,7 +131,7 @@ impl Health {
         Self(Arc::new(Inner { standing: Mutex::default(), changes, gauges }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Trouble, Arc<str>), Arc<str>>> {
+    fn lock(&self) -> MutexGuard<'_, Standing> {
         self.0.standing.lock().expect("no holder of this lock panics")
     }
 
@@ -206,7 +209,7 @@ impl Health {
     }
 }
 
-fn changes(standing: &BTreeMap<(Trouble, Arc<str>), Arc<str>>) -> Vec<Change> {
+fn changes(standing: &Standing) -> Vec<Change> {
     let change = |((trouble, component), message): (&(Trouble, Arc<str>), &Arc<str>)| Change {
         trouble: *trouble,
         state: State::Raised,

@@ -9,6 +9,9 @@ pub mod evolution;
 pub mod explain;
 pub mod expression;
 pub mod fault;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod graph;
 pub mod health;
 pub mod intake;

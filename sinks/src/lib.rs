@@ -8,6 +8,9 @@ mod console;
 mod email;
 mod encoding;
 mod file;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod outbox;
 mod receipts;

@@ -362,8 +362,9 @@ impl Framed {
     /// Takes away what lies past the end of the stream.
     fn cut_off(&mut self, stream_end: u64) {
         match self {
-            Self::Records { bytes, end, .. } if *end > stream_end => {
-                bytes.truncate(bytes.len() - usize::from(bytes.last() == Some(&b'\n') || bytes.last() == Some(&0)));
+            Self::Records { bytes, base, end, .. } if *end > stream_end => {
+                // Of a record that was cut to its head, nothing lies there, whatever its last byte looks like.
+                bytes.truncate(usize::try_from(stream_end - *base).unwrap_or(usize::MAX));
                 *end = stream_end;
             }
             Self::Rejected { end, .. } => *end = stream_end.min(*end),
@@ -402,7 +403,7 @@ impl Delimiter {
     }
 
     /// A record without what ends it.
-    fn trim(self, record: &[u8]) -> &[u8] {
+    pub(crate) fn trim(self, record: &[u8]) -> &[u8] {
         match self {
             Self::Newline => {
                 let record = record.strip_suffix(b"\n").unwrap_or(record);

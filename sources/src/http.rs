@@ -1,6 +1,6 @@
 //! The source `http`.
 
-mod body;
+pub(crate) mod body;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -287,7 +287,7 @@ impl Source for Http {
 
 /// Why a request was not taken: what its client is told.
 #[derive(Debug)]
-struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     message: String,
 }

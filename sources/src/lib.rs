@@ -6,6 +6,9 @@ mod conformance;
 mod demo;
 mod file;
 mod framing;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod internal;
 pub mod listeners;

@@ -58,6 +58,13 @@ impl Condition {
         Ok(Self { way })
     }
 
+    /// As it would be run, and by VRL alone.
+    #[cfg(feature = "fuzzing")]
+    pub fn both_ways(source: &str, paths: &mut PathTable) -> Result<(Self, Self), Vec<Diagnostic>> {
+        let vrl = vm::Vm::compile_condition(source)?.bind(paths);
+        Ok((Self::compile(source, paths)?, Self { way: Way::Vrl(vrl) }))
+    }
+
     /// The fields it reads.
     pub fn reads(&self) -> Projection {
         match &self.way {

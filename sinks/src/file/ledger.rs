@@ -71,7 +71,7 @@ pub(super) struct Opened {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Line {
+pub(super) enum Line {
     Opened(Opened),
     /// As one line, so that a write that was cut short leaves one damaged line at the end and never one in the middle.
     OpenedTogether(Vec<Opened>),
@@ -272,7 +272,7 @@ impl Journal {
 }
 
 /// Reads the lines of a journal; the error is where one is damaged.
-fn read(text: &[u8]) -> Result<Vec<Line>, u64> {
+pub(super) fn read(text: &[u8]) -> Result<Vec<Line>, u64> {
     let mut lines = Vec::new();
     let mut at = 0;
     for line in text.split_inclusive(|byte| *byte == b'\n') {
@@ -293,11 +293,14 @@ pub(crate) fn verify(text: &[u8]) -> Result<(), (u64, String)> {
 }
 
 /// A line is a checksum, a space and JSON.
-fn write_line(line: &Line, out: &mut Vec<u8>) {
-    let json = serde_json::to_vec(line).expect("lines have string keys");
-    out.extend_from_slice(&blake3::hash(&json).to_hex().as_bytes()[..16]);
+pub(super) fn write_line(line: &Line, out: &mut Vec<u8>) {
+    append_checked(&serde_json::to_vec(line).expect("lines have string keys"), out);
+}
+
+pub(super) fn append_checked(json: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&blake3::hash(json).to_hex().as_bytes()[..16]);
     out.push(b' ');
-    out.extend_from_slice(&json);
+    out.extend_from_slice(json);
     out.push(b'\n');
 }
 

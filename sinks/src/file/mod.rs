@@ -1,5 +1,7 @@
 //! Files: exactly once, whatever happens to the daemon.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod ledger;
 mod output;
 mod path;

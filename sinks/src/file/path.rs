@@ -217,7 +217,7 @@ fn utc(time: Timestamp) -> chrono::DateTime<chrono::Utc> {
 
 /// Appends what a field holds as part of a name: letters, digits, `_`, `-` and inner `.` as they are, all else
 /// percent-encoded; `_` where there is nothing. What is too long is cut and made distinct by a hash.
-fn append_confined(field: Field<'_>, path: &mut String) {
+pub(super) fn append_confined(field: Field<'_>, path: &mut String) {
     let text = field.to_text().unwrap_or_default();
     if text.is_empty() {
         path.push('_');

@@ -110,7 +110,7 @@ impl Entry {
     }
 }
 
-fn append_frame(content: &[u8], out: &mut Vec<u8>) {
+pub(super) fn append_frame(content: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&(content.len() as u32).to_le_bytes());
     out.extend_from_slice(&crc32c::crc32c(content).to_le_bytes());
     out.extend_from_slice(content);

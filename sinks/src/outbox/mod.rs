@@ -11,6 +11,8 @@ mod book;
 #[cfg(test)]
 mod crashes;
 mod digest;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod journal;
 mod queue;
 

@@ -3,17 +3,17 @@
 //! A codec with a known set of fields is a [`Scan`]: it goes over a record once and tells what it finds to [`Fields`], which
 //! is either the row of a projection or the whole event. So the two cannot disagree.
 
-#[cfg(test)]
-mod agreement;
-mod combined;
-mod common;
-mod csv;
-mod json;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod agreement;
+pub(crate) mod combined;
+pub(crate) mod common;
+pub(crate) mod csv;
+pub(crate) mod json;
 mod kind;
-mod logfmt;
-mod regex;
-mod syslog;
-mod text;
+pub(crate) mod logfmt;
+pub(crate) mod regex;
+pub(crate) mod syslog;
+pub(crate) mod text;
 
 use std::fmt;
 

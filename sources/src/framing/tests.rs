@@ -374,3 +374,14 @@ fn records_text(options: &RecordOptions, input: &[u8]) -> Vec<String> {
     }
     records
 }
+
+#[test]
+fn a_head_that_ends_like_a_record_is_whole_at_the_end_of_the_stream() {
+    for (delimiter, other) in [(Delimiter::Newline, '\0'), (Delimiter::Nul, '\n')] {
+        let text = format!("123{other}5");
+        let framed = run(&options(4, TooLong::Truncate), delimiter, &[text.as_bytes()]);
+        let [Framed::Records { bytes, framing, end, .. }] = &framed[..] else { panic!("{framed:?}") };
+        let records: Vec<_> = spans(bytes, framing).iter().map(|span| span.of(bytes).to_vec()).collect();
+        assert_eq!((records, *end), (vec![text.as_bytes()[..4].to_vec()], 5));
+    }
+}

@@ -21,21 +21,21 @@ const WINDOW_LOG_MAX: u32 = 23;
 
 /// How a body is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Packing {
+pub(crate) enum Packing {
     Identity,
     Gzip,
     Zstd,
 }
 
 /// Unpacks a body as it arrives.
-pub(super) enum Unpacker {
+pub(crate) enum Unpacker {
     Identity(Bounded),
     Gzip(Box<MultiGzDecoder<Bounded>>),
     Zstd(Box<zio::Writer<Bounded, raw::Decoder<'static>>>),
 }
 
 /// Takes what was unpacked until there is too much of it.
-pub(super) struct Bounded {
+pub(crate) struct Bounded {
     bytes: Vec<u8>,
     max: usize,
     /// How many bytes have come in; the ratio is to these.
@@ -64,7 +64,7 @@ impl Write for Bounded {
 }
 
 impl Unpacker {
-    pub(super) fn new(packing: Packing, max: usize) -> io::Result<Self> {
+    pub(crate) fn new(packing: Packing, max: usize) -> io::Result<Self> {
         let bounded = Bounded { bytes: Vec::new(), max, received: 0, has_too_much: None };
         Ok(match packing {
             Packing::Identity => Self::Identity(bounded),
@@ -77,7 +77,7 @@ impl Unpacker {
         })
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.bounded().received += bytes.len();
         let pushed = match self {
             Self::Identity(bounded) => bounded.write_all(bytes),
@@ -88,11 +88,11 @@ impl Unpacker {
     }
 
     /// How much has been unpacked so far.
-    pub(super) fn len(&mut self) -> usize {
+    pub(crate) fn len(&mut self) -> usize {
         self.bounded().bytes.len()
     }
 
-    pub(super) fn finish(mut self) -> Result<Bytes, Refusal> {
+    pub(crate) fn finish(mut self) -> Result<Bytes, Refusal> {
         if self.bounded().received == 0 {
             // An empty body is one, packed or not.
             return Ok(Bytes::new());
@@ -124,7 +124,7 @@ impl Unpacker {
 
 /// The objects of a body of JSON, byte for byte: those of an array, or one after the other. Either all of it is well formed
 /// or there are none.
-pub(super) fn json_objects(body: &[u8], only_one: bool) -> Result<Vec<Span>, Refusal> {
+pub(crate) fn json_objects(body: &[u8], only_one: bool) -> Result<Vec<Span>, Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, message);
     let not_json = |error: serde_json::Error| bad(format!("the body is not JSON: {error}"));
     let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
