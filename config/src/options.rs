@@ -273,7 +273,7 @@ impl TimestampOptions {
     /// Checks what types cannot. Paths of problems begin at the table of the timestamp.
     fn check(&self, problems: &mut Vec<Problem>) -> Option<Timestamps> {
         let found = problems.len();
-        let path = vrl::path::parse_value_path(&self.field).ok().filter(|path| !path.segments.is_empty());
+        let path = tocsin_pipeline::path::parse(&self.field).filter(|path| !path.segments.is_empty());
         if path.is_none() {
             problems.push(
                 Problem::new("timestamp.field", format!("{:?} is not a path to a field", self.field))

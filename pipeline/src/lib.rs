@@ -19,6 +19,7 @@ pub mod json;
 pub mod ledger;
 pub mod metrics;
 pub mod operator;
+pub mod path;
 pub mod poison;
 pub mod prefilter;
 pub mod runtime;

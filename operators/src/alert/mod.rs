@@ -241,7 +241,7 @@ fn is_label_name(name: &str) -> bool {
 /// The label under which the value of a `group_by` expression stands: the last field of a path, else the text itself.
 fn key_name(source: &str) -> String {
     let source = source.trim();
-    match vrl::path::parse_value_path(source).ok().and_then(|path| path.segments.last().cloned()) {
+    match tocsin_pipeline::path::parse(source).and_then(|path| path.segments.last().cloned()) {
         Some(OwnedSegment::Field(name)) => name.to_string(),
         _ => source.to_owned(),
     }

@@ -9,7 +9,7 @@ use vrl::compiler::state::{ExternalEnv, RuntimeState};
 use vrl::compiler::{CompileConfig, Program, TargetValue, TimeZone, compile_with_external};
 use vrl::diagnostic::{DiagnosticList, Note};
 use vrl::parser::ast::RootExpr;
-use vrl::path::{OwnedTargetPath, OwnedValuePath, PathPrefix, parse_target_path};
+use vrl::path::{OwnedTargetPath, OwnedValuePath, PathPrefix};
 use vrl::value::{ObjectMap, Secrets, Value};
 
 use super::Diagnostic;
@@ -98,7 +98,7 @@ impl Vm {
 
     /// The path that `source` is, if it is nothing else.
     pub fn as_path(source: &str, paths: &mut PathTable) -> Option<FieldPath> {
-        let OwnedTargetPath { prefix, path } = parse_target_path(source.trim()).ok()?;
+        let OwnedTargetPath { prefix, path } = crate::path::parse_target(source.trim())?;
         (source.trim().starts_with('.') && prefix == PathPrefix::Event && !path.is_root()).then(|| paths.intern(&path))
     }
 

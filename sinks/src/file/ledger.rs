@@ -316,6 +316,7 @@ fn read_line(line: &[u8]) -> Option<Line> {
 #[cfg(test)]
 mod tests {
     use tocsin_pipeline::store::Disk;
+    use tocsin_pipeline::store::simulated::{Random, SimulatedDisk};
 
     use super::*;
     use crate::conformance::{Call, Failing};
@@ -393,7 +394,7 @@ mod tests {
         damaged[20] ^= 1;
         std::fs::write(&path, damaged).unwrap();
         let error = open(Some(folder.path())).unwrap_err().to_string();
-        assert_eq!(error, "the line at byte 0 is damaged");
+        assert!(error.starts_with("the line at byte 0 is damaged; `tocsin recover`"), "{error}");
     }
 
     #[test]
@@ -438,5 +439,38 @@ mod tests {
             journal.opened(vec![("c".into(), None)]).unwrap();
         }
         assert_eq!(open(Some(folder.path())).unwrap().entries.len(), 5);
+    }
+
+    #[test]
+    fn after_a_power_cut_at_any_operation_it_knows_every_file_that_was_opened() {
+        for seed in 0..2000 {
+            let mut random = Random(seed);
+            let (disk, folder) = (SimulatedDisk::default(), Path::new("/data"));
+            disk.create_dir(folder).unwrap();
+            disk.crash_at(disk.operations() + random.below(40));
+            let mut known = Vec::new();
+            let mut live = || -> io::Result<()> {
+                let mut journal = Journal::open(Arc::new(disk.clone()), Some(folder))?;
+                journal.recovered(0)?;
+                for epoch in 0.. {
+                    let names = (0..1 + random.below(6)).map(|file| format!("{epoch}-{file}-{}", "x".repeat(200)));
+                    let names: Vec<_> = names.collect();
+                    journal.opened(names.iter().map(|name| (name.clone(), None)).collect())?;
+                    known.extend(names);
+                    if random.below(3) == 0 {
+                        journal.rewrite()?;
+                    }
+                }
+                Ok(())
+            };
+            live().expect_err("the power goes");
+            let mut survived: Vec<usize> = (0..disk.pending()).filter(|_| random.below(2) == 0).collect();
+            random.shuffle(&mut survived);
+            let disk = disk.after_crash(&survived, Some(&mut random));
+            let journal =
+                Journal::open(Arc::new(disk), Some(folder)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let found: BTreeSet<_> = journal.entries.iter().map(|entry| &entry.name).collect();
+            assert!(known.iter().all(|name| found.contains(name)), "seed {seed}");
+        }
     }
 }

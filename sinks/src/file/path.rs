@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use tocsin_pipeline::codec::{FieldPath, PathTable, Projection};
 use tocsin_pipeline::event::{Batch, Field};
 use tocsin_pipeline::time::Timestamp;
-use vrl::path::{OwnedValuePath, parse_value_path};
+use vrl::path::OwnedValuePath;
 
 /// The longest name most file systems take, less what a sequence number adds.
 const NAME_BYTES: usize = 235;
@@ -69,8 +69,7 @@ impl Parsed {
                     .ok_or_else(|| PathError::new(at..text.len(), "has `{{` without `}}`"))?;
                 let field = text[at + 2..end - 2].trim();
                 let dotted = if field.starts_with('.') { field.to_owned() } else { format!(".{field}") };
-                let path = parse_value_path(&dotted)
-                    .ok()
+                let path = tocsin_pipeline::path::parse(&dotted)
                     .filter(|path| !path.segments.is_empty())
                     .ok_or_else(|| PathError::new(at..end, format!("`{field}` is not the path of a field")))?;
                 parts.push(Part::Field(path));

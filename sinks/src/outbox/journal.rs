@@ -330,6 +330,7 @@ mod tests {
     use std::fs;
 
     use tocsin_pipeline::store::Disk;
+    use tocsin_pipeline::store::simulated::{Random, SimulatedDisk};
 
     use super::*;
     use crate::conformance::{Call, Failing};
@@ -463,5 +464,67 @@ mod tests {
         assert!(journal.append(&frames).is_err());
         journal.rewrite(&frames).unwrap();
         assert_eq!(open(folder.path()).unwrap().1, [intent("a")]);
+    }
+
+    /// What the disk may be after the power has gone: any of what was not durable, in any order, torn.
+    fn after_power_cut(disk: &SimulatedDisk, random: &mut Random) -> SimulatedDisk {
+        let mut survived: Vec<usize> = (0..disk.pending()).filter(|_| random.below(2) == 0).collect();
+        random.shuffle(&mut survived);
+        disk.after_crash(&survived, Some(random))
+    }
+
+    #[test]
+    fn after_a_power_cut_at_any_operation_it_holds_what_was_durable_and_is_never_refused() {
+        let folder = Path::new("/data");
+        let frames = |entries: &[Entry]| {
+            let mut frames = Vec::new();
+            entries.iter().for_each(|entry| entry.append(&mut frames));
+            frames
+        };
+        for seed in 0..2000 {
+            let mut random = Random(seed);
+            let disk = SimulatedDisk::default();
+            disk.create_dir(folder).unwrap();
+            disk.crash_at(disk.operations() + random.below(40));
+            // What was made durable last, and what was written since; in a rewrite, the new may be there or the old.
+            let (mut durable, mut since, mut anew) = (Vec::new(), Vec::new(), None);
+            let mut live = || -> io::Result<()> {
+                let (mut journal, found) = Journal::open(Arc::new(disk.clone()), folder)?;
+                assert_eq!(found, []);
+                for number in 0.. {
+                    let row = intent(&format!("{number}-{}", "x".repeat(random.below(900) as usize)));
+                    match random.below(4) {
+                        0 => {
+                            journal.sync()?;
+                            durable.append(&mut since);
+                        }
+                        1 if number % 3 == 0 => {
+                            anew = Some(vec![row.clone()]);
+                            journal.rewrite(&frames(&[row]))?;
+                            (durable, since) = (anew.take().unwrap_or_default(), Vec::new());
+                        }
+                        _ => {
+                            since.push(row.clone());
+                            journal.append(&frames(&[row]))?;
+                        }
+                    }
+                }
+                Ok(())
+            };
+            live().expect_err("the power goes");
+            let disk = after_power_cut(&disk, &mut random);
+            let (mut journal, found) =
+                Journal::open(Arc::new(disk.clone()), folder).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let is_old = found.starts_with(&durable) && since.starts_with(&found[durable.len()..]);
+            assert!(is_old || Some(&found) == anew.as_ref(), "seed {seed}: {} entries", found.len());
+            // What was read has been made durable, and can be added to.
+            let disk_again = after_power_cut(&disk, &mut random);
+            let (_, found_again) = Journal::open(Arc::new(disk_again), folder).unwrap();
+            assert_eq!(found_again, found, "seed {seed}");
+            journal.append(&frames(&[intent("later")])).unwrap();
+            journal.sync().unwrap();
+            let (_, later) = Journal::open(Arc::new(after_power_cut(&disk, &mut random)), folder).unwrap();
+            assert_eq!(later.len(), found.len() + 1, "seed {seed}");
+        }
     }
 }
