@@ -12,7 +12,7 @@ use tocsin_pipeline::fault::POINTS;
 
 use crate::scene::{Keeper, Scene, Writer, alerts, both, judge_alerts, numbers, records, windows};
 use crate::support::campaign::{Campaign, Order, Outcome};
-use crate::support::receiver::{Lines, Receiver};
+use crate::support::receiver::{Lines, Manner, Receiver};
 
 /// Each point so many times, at a later visit each time.
 pub const POINTS_CAMPAIGN: Campaign =
@@ -122,6 +122,30 @@ inputs = ["pushed"]
 path = "${OUT}/pushed.ndjson"
 "#;
 
+/// A receiver that takes nothing for a while, with a buffer that soon continues on disk.
+const BUFFERED: &str = r#"
+[sources.log]
+type = "file"
+paths = ["${IN}/app.log"]
+codec = "json"
+poll_interval = "20ms"
+
+[sinks.kept_out]
+type = "file"
+inputs = ["log"]
+path = "${OUT}/kept.ndjson"
+buffer = { max = "8KiB", when_full = "spill" }
+
+[sinks.posted]
+type = "http"
+inputs = ["log"]
+url = "http://127.0.0.1:${PORT}/posted"
+encoding = "ndjson"
+batch = { timeout = "10ms" }
+retry = { initial = "10ms", max = "50ms" }
+buffer = { max = "8KiB", when_full = "spill" }
+"#;
+
 /// What a reload adds to it.
 const ADDED: &str = "[sinks.added]\ntype = \"blackhole\"\ninputs = [\"failed\"]\n";
 
@@ -135,6 +159,7 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
     let list = tempfile::NamedTempFile::new()?;
     story(order, None, Some(list.path()), outcome)?;
     pushed(order, None, Some(list.path()), outcome)?;
+    buffered(order, None, Some(list.path()), outcome)?;
     let hit: BTreeSet<String> = fs::read_to_string(list.path())?.lines().map(str::to_owned).collect();
     println!("{} of {} points are come to: {hit:?}", hit.len(), POINTS.len());
     let missed: Vec<_> = POINTS.iter().filter(|point| !hit.contains(**point)).collect();
@@ -148,7 +173,11 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         for point in points() {
             // The first visit is one that there is; later ones may not be.
             let visit = if round == 0 { 1 } else { random.between(2, 2 + 2 * round) };
-            let told = if point.starts_with("journal.") { pushed } else { story };
+            let told = match point.split('.').next() {
+                Some("journal") => pushed,
+                Some("buffer") => buffered,
+                _ => story,
+            };
             let died = told(order, Some((point, visit)), None, outcome)?;
             *deaths.entry(point).or_default() += died;
             outcome.runs += 1;
@@ -267,6 +296,48 @@ fn pushed(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcom
     client.post(&mut keeper, 3)?;
     keeper.terminate()?;
     client.judge(&scene, outcome);
+    scene.audit(outcome);
+    Ok(keeper.deaths)
+}
+
+/// A receiver is broken while records come, the daemon is killed and started again, and then it takes them all.
+fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome) -> anyhow::Result<u64> {
+    let receiver = Receiver::start(order.seed);
+    receiver.set(Manner::Broken);
+    let scene = Scene::new(order, BUFFERED, vec![("PORT", receiver.port().to_string())]);
+    let mut keeper = keeper(&scene, fault, list);
+    let mut writer = Writer::default();
+    let often = ["--set", "daemon.checkpoint_interval=20ms"];
+    for _ in 0..2 {
+        keeper.start(&often);
+        let newest = scene.newest_checkpoint();
+        for _ in 0..4 {
+            writer.append(&scene.log(), 40);
+            keeper.wait("what the other sink writes", || scene.count("kept.ndjson") == writer.next)?;
+        }
+        keeper.wait("a checkpoint, though the receiver is broken", || scene.newest_checkpoint() > newest)?;
+        keeper.kill();
+    }
+    receiver.set(Manner::Well);
+    keeper.start(&often);
+    let posted = || -> BTreeSet<u64> {
+        let bodies = receiver.accepted("/posted").into_iter().map(|request| request.body);
+        let text: String = bodies.map(|body| String::from_utf8_lossy(&body).into_owned()).collect();
+        numbers(&records(&text, "/posted", &mut Outcome::default())).into_iter().collect()
+    };
+    keeper.wait("everything at the receiver", || posted().len() as u64 == writer.next)?;
+    // Some checkpoints later the first files of the buffer are deleted.
+    for _ in 0..5 {
+        let newest = scene.newest_checkpoint();
+        writer.append(&scene.log(), 5);
+        keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest)?;
+    }
+    keeper.wait("the last ones at the receiver", || posted().len() as u64 == writer.next)?;
+    keeper.terminate()?;
+    keeper.finish()?;
+    let kept = numbers(&scene.records("kept.ndjson", outcome));
+    outcome.compare("kept.ndjson", 0..writer.next, kept);
+    outcome.compare("posted", 0..writer.next, posted());
     scene.audit(outcome);
     Ok(keeper.deaths)
 }

@@ -28,7 +28,6 @@ use crate::watermark::SourceWatermark;
 const INLINE_BYTES: usize = 32 << 10;
 
 /// Something whose turn has not come yet.
-#[expect(clippy::large_enum_variant, reason = "the queue is short, and most of what is in it is a block")]
 enum Item {
     Running {
         work: JoinHandle<Taken>,
