@@ -40,8 +40,13 @@ fn told(receiver: &Receiver, event: &str) -> Vec<String> {
 }
 
 fn start(folder: &Path, receiver: &Receiver) -> Daemon {
+    start_with("", folder, receiver)
+}
+
+/// With more in the configuration.
+fn start_with(more: &str, folder: &Path, receiver: &Receiver) -> Daemon {
     let pipeline = folder.join("pipeline.toml");
-    fs::write(&pipeline, PIPELINE).unwrap();
+    fs::write(&pipeline, format!("{PIPELINE}{more}")).unwrap();
     let mut command = tocsin(&["run"]);
     command.arg(&pipeline).arg("--data-dir").arg(folder.join("state"));
     Daemon::start(command.env("HOOK", format!("http://127.0.0.1:{}/hook", receiver.port())))
@@ -88,4 +93,33 @@ fn a_damaged_checkpoint_that_was_passed_over_is_told() {
     let daemon = start(folder.path(), &receiver);
     wait_for("firing and resolved", || told(&receiver, "checkpoint_damaged") == ["firing", "resolved"]);
     assert!(daemon.terminate().success());
+}
+
+#[test]
+fn an_operator_whose_state_is_full_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start(3);
+    let more = r#"
+[sources.services]
+type = "demo"
+format = "json"
+rate = 200
+
+[operators.crowded]
+type = "alert"
+inputs = ["services"]
+condition = "true"
+group_by = [".service"]
+max_alerts = 1
+
+[sinks.nowhere]
+type = "blackhole"
+inputs = ["crowded"]
+"#;
+    let daemon = start_with(more, folder.path(), &receiver);
+    wait_for("firing", || told(&receiver, "state_full") == ["firing"]);
+    assert!(daemon.terminate().success());
+    let bodies = receiver.requests().into_iter().map(|request| serde_json::from_slice::<Json>(&request.body).unwrap());
+    let of: Vec<_> = bodies.filter(|alert| alert["labels"]["event"] == "state_full").collect();
+    assert_eq!(of[0]["labels"]["component"], "crowded", "{of:?}");
 }

@@ -74,23 +74,42 @@ pub(super) struct Books {
     pub links: Vec<LinkAccount>,
     /// What sources said at the last barrier, after which they count nothing.
     pub of_sources: Accounts,
-    /// How many records each component had dropped for want of state at the last barrier.
-    pub state_full: BTreeMap<Arc<str>, u64>,
+    /// How many records each component had dropped at the last barrier, for a reason that somebody should know of.
+    pub dropped: BTreeMap<(Arc<str>, &'static str), u64>,
 }
 
 impl Books {
-    /// Closes the books of an epoch: puts together what the tasks have counted, checks it, and publishes it.
-    fn close(&mut self, settings: &Settings, epoch: u64, others: Accounts) -> Ledger {
-        for (name, account) in self.of_sources.iter().chain(&others) {
-            let dropped = account.dropped.get(Reason::StateFull.as_str()).copied().unwrap_or(0);
-            let before = self.state_full.get(name).copied().unwrap_or(0);
-            let wrong = (dropped > before)
-                .then(|| format!("{dropped} records were dropped since the start: the state is full"));
-            settings.health.set(Trouble::StateFull, name, wrong);
-            if dropped > before {
-                self.state_full.insert(Arc::clone(name), dropped);
+    /// Tells of records that were dropped since the last barrier because a component could not keep or take them.
+    fn tell_drops(&mut self, settings: &Settings, others: &Accounts) {
+        let mut sums = BTreeMap::new();
+        for (name, account) in self.of_sources.iter().chain(others) {
+            for reason in [Reason::StateFull.as_str(), Reason::Poison.as_str()] {
+                let sum: &mut u64 = sums.entry((Arc::clone(name), reason)).or_default();
+                *sum += account.dropped.get(reason).copied().unwrap_or(0);
             }
         }
+        for (of, sum) in &sums {
+            let more = sum.saturating_sub(self.dropped.get(of).copied().unwrap_or(0));
+            let (name, is_poison) = (&of.0, of.1 == Reason::Poison.as_str());
+            match more {
+                0 if is_poison => {}
+                0 => settings.health.clear(Trouble::StateFull, name),
+                more if is_poison => {
+                    let message = format!("{more} records made it fail, and are passed over");
+                    settings.health.note(Trouble::PoisonSkipped, name, message);
+                }
+                more => {
+                    let message = format!("{more} records were dropped since the last checkpoint: the state is full");
+                    settings.health.raise(Trouble::StateFull, name, message);
+                }
+            }
+        }
+        self.dropped = sums;
+    }
+
+    /// Closes the books of an epoch: puts together what the tasks have counted, checks it, and publishes it.
+    fn close(&mut self, settings: &Settings, epoch: u64, others: Accounts) -> Ledger {
+        self.tell_drops(settings, &others);
         let counted = self.of_sources.iter().cloned().chain(others);
         let ledger = self.restored.and(&self.links, counted.map(|(name, account)| (name.to_string(), account)));
         let imbalances = ledger.imbalances();

@@ -277,7 +277,7 @@ pub async fn open<'a>(
         is_broken: false,
         sink_states,
         counted: runner.relays.iter().flatten().count() + stages.len(),
-        books: Books { restored: ledger, links, of_sources: Vec::new(), state_full: BTreeMap::new() },
+        books: Books { restored: ledger, links, of_sources: Vec::new(), dropped: BTreeMap::new() },
         levels: Vec::new(),
         waiting: Vec::new(),
         is_behind: false,

@@ -446,6 +446,7 @@ impl Runner<'_> {
             taken,
             till: self.tills[number].clone(),
             metrics,
+            health: self.settings.health.clone(),
             memory_gauge: gauges.buffer_bytes.with_label_values(&[&*name]),
             disk_gauge: gauges.buffer_disk_bytes.with_label_values(&[&*name]),
             sink: name,

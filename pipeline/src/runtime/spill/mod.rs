@@ -31,6 +31,7 @@ use super::{Done, Failure};
 use crate::checkpoint::Buffer;
 use crate::event::Batch;
 use crate::fault::{self, Defect};
+use crate::health::{Health, Trouble};
 use crate::ledger::Account;
 use crate::metrics::ComponentMetrics;
 use crate::sink::{Answer, Claim, Prepared, Queued, SinkError, SinkInput, SinkState, Till};
@@ -159,6 +160,7 @@ pub(super) struct Spill {
     pub taken: Arc<AtomicU64>,
     pub till: Till,
     pub metrics: ComponentMetrics,
+    pub health: Health,
     pub memory_gauge: IntGauge,
     pub disk_gauge: IntGauge,
 }
@@ -428,6 +430,7 @@ impl Task {
         match outcome {
             Outcome::Written(count, Ok(())) => {
                 if self.outage.take().is_some() {
+                    self.spill.health.clear(Trouble::Buffer, &self.spill.sink);
                     tracing::info!(sink = %self.spill.sink, "the buffer can be written again");
                 }
                 // An answer of the sink may have freed some of them meanwhile.
@@ -471,6 +474,7 @@ impl Task {
         let wait = self.outage.as_ref().map_or(RETRY.0, |outage| (outage.wait * 2).min(RETRY.1));
         if self.outage.is_none() && self.spill.max_disk > 0 {
             self.spill.metrics.error(word);
+            self.spill.health.raise(Trouble::Buffer, &self.spill.sink, problem);
             tracing::error!(
                 sink = %self.spill.sink,
                 "the buffer cannot be written: {problem}; whoever writes to the sink waits when memory is full, and it is \

@@ -81,6 +81,7 @@ fn start(disk: &SimulatedDisk, output: &Output, restored: &(Buffer, Option<Bytes
         taken,
         till: till.clone(),
         metrics: metrics.clone(),
+        health: Default::default(),
         memory_gauge: all.buffer_bytes.with_label_values(&["out"]),
         disk_gauge: all.buffer_disk_bytes.with_label_values(&["out"]),
     };
