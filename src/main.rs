@@ -10,6 +10,7 @@ mod data_dir;
 mod drawing;
 mod logging;
 mod plan;
+mod poison;
 mod progress;
 mod recover;
 mod reload;

@@ -13,6 +13,7 @@ use tocsin_pipeline::evolution::{Fate, Role, losses};
 use tocsin_pipeline::fault;
 use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
+use tocsin_pipeline::poison::Guard;
 use tocsin_pipeline::runtime::{self, Outcome, Ready, Settings, State, Status};
 use tocsin_pipeline::store::Disk;
 use tocsin_pipeline::time::{Clock, SystemClock};
@@ -26,8 +27,8 @@ use crate::admin::Admin;
 use crate::catalog::CATALOG;
 use crate::cli::ConfigurationArguments;
 use crate::commands::read;
-use crate::progress;
 use crate::reload::{self, Answer, Reloads, Request};
+use crate::{poison, progress};
 
 /// A graph that is busy with a checkpoint that does not come to its end is not waited for longer.
 const HEEDED_WITHIN: Duration = Duration::from_secs(5);
@@ -83,7 +84,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn settings(&self, plan: &Plan) -> Settings {
+    fn settings(&self, plan: &Plan, guard: &Arc<Guard>) -> Settings {
         Settings {
             data_dir: self.data_dir.clone(),
             checkpoint_interval: plan.daemon.checkpoint_interval.0,
@@ -91,7 +92,7 @@ impl Daemon {
             threads: self.threads,
             memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
             once: self.options.once,
-            guard: Arc::default(),
+            guard: Arc::clone(guard),
             no_state_loss: self.options.no_state_loss,
             undelivered: |sink, state| CATALOG.undelivered(sink, state),
             clock: Arc::clone(&self.clock),
@@ -144,8 +145,15 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
 /// Runs one graph after the other, until one ends.
 async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
     let mut plan = first;
-    let mut settings = daemon.settings(&plan);
+    let mut guard = Arc::default();
+    let mut settings = daemon.settings(&plan, &guard);
     let mut state = State::open(&settings)?;
+    if let Some(data_dir) = &daemon.data_dir {
+        // Only now: the folder is ours since its state was opened.
+        guard = Arc::new(poison::guard(data_dir)?);
+        settings = daemon.settings(&plan, &guard);
+    }
+    let mut failures = poison::Failures::default();
     // The reload that the graph to come is the outcome of, with what is to be told of it; and the plan to go back to.
     let mut underway: Option<(Waiting, Vec<String>, Plan)> = None;
     loop {
@@ -156,7 +164,7 @@ async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Reque
             } else {
                 waiting.answer(daemon, Err(Refusal::Refused(undelivered)));
                 plan = old;
-                settings = daemon.settings(&plan);
+                settings = daemon.settings(&plan, &guard);
             }
         }
         let (suspend, suspensions) = mpsc::channel(1);
@@ -174,17 +182,26 @@ async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Reque
             (Err((error, before)), Some((waiting, _, old))) => {
                 waiting.answer(daemon, Err(Refusal::Failed(error.to_string())));
                 (plan, state) = (old, before);
-                settings = daemon.settings(&plan);
+                settings = daemon.settings(&plan, &guard);
                 tocsin_sources::listeners::hand_over();
                 continue;
             }
         };
-        let next = follow(daemon, ready, &plan, &settings, &suspend, &mut requests).await?;
-        let Some((left, new, waiting, told)) = next else { return Ok(()) };
+        let next = follow(daemon, ready, &plan, &settings, &suspend, &mut requests).await;
+        let (left, new, waiting, told) = match next {
+            Ok(Some(next)) => next,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                guard = Arc::new(failures.learn(&guard, error, daemon.data_dir.is_some(), daemon.clock.monotonic())?);
+                settings = daemon.settings(&plan, &guard);
+                state = State::open(&settings)?;
+                continue;
+            }
+        };
         tocsin_sources::listeners::hand_over();
         state = left;
         let old = std::mem::replace(&mut plan, new);
-        settings = daemon.settings(&plan);
+        settings = daemon.settings(&plan, &guard);
         underway = Some((waiting, told, old));
     }
 }

@@ -2,8 +2,9 @@
 //! durable, in any order, writes torn at sectors; and with operations that fail. What is found afterwards must be an epoch that
 //! was written, whole, and none older than the last that was said to be complete.
 //!
-//! `TOCSIN_POWER_CUTS` (default 20,000) sets how many random cuts there are beside the complete enumeration of three epochs,
-//! `TOCSIN_SEED` what they are; the seed of a run is printed.
+//! See `docs/testing.md`. `TOCSIN_POWER_CUTS` is how many random cuts there are beside the complete enumeration of three epochs.
+
+mod support;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -11,16 +12,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use support::campaign::{Campaign, Order, Outcome};
 use tocsin_pipeline::checkpoint::{Checkpoints, LanePosition, Snapshot};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::store::simulated::{Failure, Random, SimulatedDisk};
 use tocsin_pipeline::time::Timestamp;
 
 const DATA: &str = "/data";
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// What an epoch holds, in full: what recovery must give back.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -195,24 +193,26 @@ fn live(seed: u64, cuts: u64) -> Result<u64, String> {
     Ok(cuts)
 }
 
-/// All of it, as one figure: how many cuts there were, or what was wrong.
-fn campaign(seed: u64, cuts: u64) -> Result<u64, String> {
-    let mut done = enumerate(seed)?;
-    done += enumerate(seed.wrapping_add(1))?;
-    for life in 0..cuts / 50 {
-        done += live(seed.wrapping_add(life), 50)?;
-    }
-    Ok(done)
+const POWER: Campaign =
+    Campaign { name: "power", variable: "TOCSIN_POWER_CUTS", sizes: (20_000, 2_000_000), body: power };
+
+fn power(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
+    fault::plant(order.planted);
+    let result = (|| {
+        outcome.runs += enumerate(order.seed)?;
+        outcome.runs += enumerate(order.seed.wrapping_add(1))?;
+        for life in 0..order.size / 50 {
+            outcome.runs += live(order.seed.wrapping_add(life), 50)?;
+        }
+        Ok(())
+    })();
+    fault::plant(None);
+    result.map_err(anyhow::Error::msg::<String>)
 }
 
 #[test]
 fn a_power_cut_at_any_moment_leaves_the_last_complete_epoch_or_the_one_being_written() {
-    let (seed, cuts) = (number("TOCSIN_SEED", u64::from(std::process::id())), number("TOCSIN_POWER_CUTS", 20_000));
-    println!("TOCSIN_SEED={seed} TOCSIN_POWER_CUTS={cuts}");
-    match campaign(seed, cuts) {
-        Ok(done) => println!("{done} power cuts: none lost or invented anything"),
-        Err(why) => panic!("{why}"),
-    }
+    POWER.run();
 }
 
 #[test]
@@ -220,10 +220,8 @@ fn every_planted_defect_of_the_storage_is_caught() {
     for defect in
         [Defect::NoFolderSync, Defect::NoFileSync, Defect::RetriedSync, Defect::IgnoredError, Defect::EarlyGarbage]
     {
-        fault::plant(Some(defect));
-        let outcome = campaign(1, 20_000);
-        fault::plant(None);
-        println!("{}: {}", defect.as_str(), outcome.clone().err().unwrap_or_default());
-        assert!(outcome.is_err(), "{} goes unnoticed", defect.as_str());
+        let outcome = POWER.once(&Order { size: POWER.sizes.0, seed: 1, planted: Some(defect) });
+        println!("{}: {:?}", defect.as_str(), outcome.violations);
+        assert!(!outcome.is_clean(), "{} goes unnoticed", defect.as_str());
     }
 }

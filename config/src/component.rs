@@ -213,8 +213,13 @@ impl<C: OperatorConfig> AnyOperator for C {
         OperatorConfig::problems(self)
     }
 
+    /// Every operator has `rejected`: records that make it fail go there.
     fn ports(&self) -> Ports {
-        OperatorConfig::ports(self)
+        let mut ports = OperatorConfig::ports(self);
+        if !ports.iter().any(|port| port == "rejected") {
+            ports.push("rejected".to_owned());
+        }
+        ports
     }
 
     fn needs_time(&self) -> bool {

@@ -180,9 +180,8 @@ impl Chain<Work> {
     ) -> Result<(), Panicked> {
         let node = &mut self.nodes[index];
         let Work::Operator(operator) = &mut node.work else { unreachable!("only operators have prepared input") };
-        self.guard.hold(held);
         let mut output = Output::default();
-        let outcome = poison::catch(|| {
+        let outcome = self.guard.catch(held, || {
             if let Input::Batch(batch) = &mut content {
                 fault::strike(&node.name, batch);
                 batch.decode(&node.decode);

@@ -63,8 +63,8 @@ impl Intake {
         }
         let whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
         let guard = &self.chain.guard;
-        guard.hold(poison::held(&self.name, &whole));
-        let (batch, rejected) = match poison::catch(|| self.read(whole.clone())) {
+        let held = poison::held(&self.name, &whole);
+        let (batch, rejected) = match guard.catch(held, || self.read(whole.clone())) {
             Ok(read) => read,
             Err(_) => {
                 let sound = self.without_culprits(&whole, &mut taken);

@@ -13,8 +13,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once};
 
 use crate::event::{Batch, Lane, Origin};
 
@@ -65,13 +65,15 @@ impl Panicked {
 }
 
 /// Knows which records are suspicious and which are to be passed over.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Guard {
     suspects: Vec<Held>,
     /// Components and records.
     skips: Vec<(u64, u64)>,
     /// Where it is written down what is in hand; `None`: nowhere.
-    marker: Option<Marker>,
+    marker: Option<Arc<Marker>>,
+    /// Held by who handles a suspicious record: there is one at a time, so that it is the one if the process ends.
+    alone: Arc<Mutex<()>>,
 }
 
 /// The files of a guard in a data directory.
@@ -97,7 +99,7 @@ impl Guard {
         let (in_hand, skipped) = (data_dir.join("in-hand"), read(&data_dir.join("poison"))?);
         let was_aborted = !read(&Self::abort_file(data_dir))?.is_empty();
         let slots = read(&in_hand)?;
-        let mut guard = Self { suspects: Vec::new(), skips: read_skips(&skipped), marker: None };
+        let mut guard = Self { skips: read_skips(&skipped), ..Self::default() };
         if was_aborted {
             for held in slots.chunks(SLOT_BYTES).filter_map(Held::read) {
                 guard = guard.learn(held);
@@ -105,7 +107,7 @@ impl Guard {
         }
         std::fs::write(Self::abort_file(data_dir), b"")?;
         let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&in_hand)?;
-        guard.marker = Some(Marker { folder: data_dir.to_owned(), in_hand: file });
+        guard.marker = Some(Arc::new(Marker { folder: data_dir.to_owned(), in_hand: file }));
         guard.remember()?;
         Ok(guard)
     }
@@ -118,16 +120,17 @@ impl Guard {
     /// Takes into account that a component failed with this in hand: a record that was alone is passed over from now on,
     /// others are handled alone.
     #[must_use]
-    pub fn learn(mut self, held: Held) -> Self {
+    pub fn learn(&self, held: Held) -> Self {
+        let mut guard = self.clone();
         match held.name {
-            0 => self.suspects.push(held),
+            0 => guard.suspects.push(held),
             name => {
-                self.skips.push((held.at, name));
-                let beyond = self.skips.len().saturating_sub(SKIPS_MAX);
-                self.skips.drain(..beyond);
+                guard.skips.push((held.at, name));
+                let beyond = guard.skips.len().saturating_sub(SKIPS_MAX);
+                guard.skips.drain(..beyond);
             }
         }
-        self
+        guard
     }
 
     /// Writes down which records are to be passed over.
@@ -167,10 +170,9 @@ impl Guard {
         work: &dyn Fn(Batch) -> T,
         done: &mut dyn FnMut(Result<T, Culprit>),
     ) {
-        self.hold(held);
         // Without the columns: else what is decoded would have to be copied.
         let backup = batch.undecoded();
-        match catch(|| work(batch)) {
+        match self.catch(held, || work(batch)) {
             Ok(outcome) => done(Ok(outcome)),
             Err(why) if backup.len() <= 1 => done(Err(Culprit { batch: backup, why })),
             Err(_) => {
@@ -238,8 +240,24 @@ impl Guard {
         }
     }
 
+    /// Does work with this in hand; a panic in it is an error that says what and where.
+    ///
+    /// # Errors
+    /// When `work` panics.
+    pub fn catch<T>(&self, held: Held, work: impl FnOnce() -> T) -> Result<T, String> {
+        if held.name == 0 {
+            self.hold(held);
+            return catch(work);
+        }
+        let _alone = self.alone.lock().expect("no holder of this lock panics");
+        self.hold(held);
+        let outcome = catch(work);
+        self.hold(Held::default());
+        outcome
+    }
+
     /// Writes down what this thread has in hand now.
-    pub fn hold(&self, held: Held) {
+    fn hold(&self, held: Held) {
         thread_local! {
             static SLOT: Cell<Option<u64>> = const { Cell::new(None) };
         }

@@ -475,6 +475,7 @@ impl Coordinator {
         let mut deadline = std::pin::pin!(deadline);
         let mut lost_patience = std::pin::pin!(tokio::time::sleep(patience + runner.settings.shutdown_timeout));
         let (mut is_overdue, mut is_whole) = (false, true);
+        let mut failed = None;
         let mut snapshot = Snapshot::default();
         let (mut sinks, mut counted, mut accounts) = (0, 0, Accounts::new());
         let mut buffered = Vec::new();
@@ -496,9 +497,13 @@ impl Coordinator {
                             }
                         }
                         accounts.push((Arc::clone(&runner.sink_names[number]), account));
-                        if let SinkState::State(state) = state {
-                            self.sink_states[number] = Some(state.clone());
-                            snapshot.sinks.insert(runner.sink_name(number), state);
+                        match state {
+                            SinkState::Unchanged => {}
+                            SinkState::State(state) => {
+                                self.sink_states[number] = Some(state.clone());
+                                snapshot.sinks.insert(runner.sink_name(number), state);
+                            }
+                            SinkState::Failed(reason) => failed = Some((runner.sink_name(number), reason)),
                         }
                         if let Some(relay) = &runner.relays[number] {
                             let _ = relay.send(Signal::End).await;
@@ -524,6 +529,18 @@ impl Coordinator {
                     return Err(RunError::State("a sink did not come to its end for the reload".to_owned()));
                 }
             }
+        }
+        if let Some((sink, reason)) = failed {
+            // It may not have written what it was handed: positions behind that must not be kept.
+            tracing::error!(
+                sink,
+                reason,
+                "a sink could not finish; what it has not written is read again after the next start"
+            );
+            return match is_suspended {
+                true => Err(RunError::State(format!("{sink} could not finish for the reload: {reason}"))),
+                false => Ok(None),
+            };
         }
         let known = runner.settings.status.audit.lock().expect("no holder of this lock panics").clone();
         let epoch = self.checkpoints.as_mut().map_or(0, Checkpoints::next_epoch);
