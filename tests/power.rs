@@ -49,7 +49,7 @@ fn work(now: &mut Whole, random: &mut Random) -> Snapshot {
     for _ in 0..random.below(4) {
         let group = random.below(6) as u16;
         let length = if random.one_in(5) { 0 } else { 1 + random.below(1500) as usize };
-        let piece = Bytes::from(vec![random.next() as u8; length]);
+        let piece = Bytes::from(vec![random.word() as u8; length]);
         if piece.is_empty() {
             now.pieces.remove(&group);
         } else {

@@ -380,10 +380,10 @@ impl Sink for Written {
 fn graph(scenario: &Scenario, world: &World, random: &mut Random, is_troubled: bool) -> Graph {
     let mut graph = tocsin_config::build::build(&scenario.plan);
     for source in &mut graph.sources {
-        source.source = Box::new(Lines { lanes: scenario.input[&*source.name].clone(), random: Random(random.next()) });
+        source.source = Box::new(Lines { lanes: scenario.input[&*source.name].clone(), random: Random(random.word()) });
     }
     for sink in &mut graph.sinks {
-        sink.sink = Box::new(Written { world: Arc::clone(world), random: Random(random.next()), is_troubled });
+        sink.sink = Box::new(Written { world: Arc::clone(world), random: Random(random.word()), is_troubled });
     }
     graph
 }
@@ -488,7 +488,7 @@ fn simulate(seed: u64) -> Result<u64, String> {
     let told = |why: String| format!("seed {seed}: {why}\n{}", scenario.text);
     let mut history = String::new();
     let undisturbed = World::default();
-    let calm = Life { end: End::Own, failure: None, seed: random.next() };
+    let calm = Life { end: End::Own, failure: None, seed: random.word() };
     let (_, outcome) = live(&scenario, &undisturbed, None, &calm, Duration::ZERO);
     outcome.expect("it ends by itself").map_err(|error| told(format!("undisturbed: {error}")))?;
     let expected = written(&scenario, &undisturbed);
@@ -511,7 +511,7 @@ fn simulate(seed: u64) -> Result<u64, String> {
             count: 1 + random.below(30),
             kind: if random.one_in(2) { ErrorKind::StorageFull } else { ErrorKind::Other },
         });
-        let life = Life { end, failure, seed: random.next() };
+        let life = Life { end, failure, seed: random.word() };
         let (lived, outcome) = live(&scenario, &world, Some(&disk), &life, now);
         now = lived + Duration::from_secs(1);
         writeln!(history, "{end:?} {failure:?}: {outcome:?}").unwrap();
@@ -534,7 +534,7 @@ fn simulate(seed: u64) -> Result<u64, String> {
         };
     }
     // Without trouble, as else it might end before everything is written.
-    let last = Life { end: End::Own, failure: None, seed: random.next() };
+    let last = Life { end: End::Own, failure: None, seed: random.word() };
     let (_, outcome) = live(&scenario, &world, Some(&disk), &last, now);
     outcome.expect("it ends by itself").map_err(|error| told(format!("the last start: {error}")))?;
     let got = written(&scenario, &world);
@@ -587,12 +587,12 @@ fn rot(seed: u64, times: u64) -> Result<u64, String> {
     let mut random = Random(seed);
     let scenario = scenario(&mut random);
     let undisturbed = World::default();
-    let calm = Life { end: End::Own, failure: None, seed: random.next() };
+    let calm = Life { end: End::Own, failure: None, seed: random.word() };
     let (_, outcome) = live(&scenario, &undisturbed, None, &calm, Duration::ZERO);
     outcome.expect("it ends by itself")?;
     let expected = written(&scenario, &undisturbed);
     let (world, disk) = (World::default(), SimulatedDisk::default());
-    let killed = Life { end: End::Killed(200 + random.below(500)), failure: None, seed: random.next() };
+    let killed = Life { end: End::Killed(200 + random.below(500)), failure: None, seed: random.word() };
     live(&scenario, &world, Some(&disk), &killed, Duration::ZERO);
     let mut refused = 0;
     for _ in 0..times {
@@ -600,7 +600,7 @@ fn rot(seed: u64, times: u64) -> Result<u64, String> {
         let Some((path, what)) = damage(&left, &mut random) else { continue };
         let told = |why: String| format!("seed {seed}: {path}: {what}: {why}\n{}", scenario.text);
         let world = World::new(Mutex::new(world.lock().unwrap().clone()));
-        let life = Life { end: End::Own, failure: None, seed: random.next() };
+        let life = Life { end: End::Own, failure: None, seed: random.word() };
         let (_, outcome) = live(&scenario, &world, Some(&left), &life, Duration::from_secs(5));
         match outcome.expect("it ends by itself") {
             // A person is told which file, and nothing has been done on a guess.
