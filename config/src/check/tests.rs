@@ -125,10 +125,10 @@ smtp = "${SERVER}:25"
         expect![[r#"
             a.toml:16 web_a (tail) connected: ["rejected"]
             a.toml:22 web_b (tail) connected: ["rejected"]
-            a.toml:11 split (route) 0←web_a 0←web_b connected: ["slow"]
-            a.toml:6 windows (window) 0←split.slow 1←split connected: ["late"]
+            a.toml:11 split (route) 0←web_a 0←web_b connected: ["slow", "rejected"]
+            a.toml:6 windows (window) 0←split.slow 1←split connected: ["late", "rejected"]
             a.toml:26 mail (mail) 0←windows connected: ["rejected"]
-            a.toml:2 dead (print) 0←web_a.rejected 0←web_b.rejected 0←mail.rejected 1←windows.late
+            a.toml:2 dead (print) 0←windows.rejected 0←split.rejected 0←web_a.rejected 0←web_b.rejected 0←mail.rejected 1←windows.late
         "#]],
     );
 }
@@ -475,7 +475,7 @@ inputs = ["d.slow", "out.rejected"]
             a.toml:32:11: error: `d` has no output `slow`
             32 | inputs = ["d.slow", "out.rejected"]
                |           ^^^^^^^^
-            help: it has `d.other`
+            help: it has `d.other` and `d.rejected`
 
             a.toml:32:21: error: the inputs make a circle: out → out
             32 | inputs = ["d.slow", "out.rejected"]
