@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 mod disk_full;
 mod kill;
+mod memory;
 mod planted;
 mod points;
 mod receivers;
@@ -58,6 +59,13 @@ fn a_full_disk_is_waited_for_while_alerts_are_told() {
 fn what_the_system_refuses_or_ends_in_loses_nothing() {
     if !is_missing("syscalls", syscalls::obstacle()) {
         syscalls::SYSCALLS.run();
+    }
+}
+
+#[test]
+fn keys_lines_and_receivers_without_end_take_no_memory_without_end() {
+    if !is_missing("memory", memory::obstacle()) {
+        memory::MEMORY.run();
     }
 }
 
