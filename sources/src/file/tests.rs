@@ -276,6 +276,38 @@ async fn a_copy_that_lacks_what_was_written_before_the_truncation_is_not_read_ag
 }
 
 #[tokio::test]
+async fn a_checkpoint_between_a_truncation_and_its_first_record_does_not_begin_the_file_twice() {
+    let logs = all();
+    let (text, expected) = lines(0, 50);
+    logs.append("app.log", &text);
+    let mut running = logs.start().await;
+    assert_eq!(running.records(50).await, expected);
+    let (_, before) = running.stop().await;
+    OpenOptions::new().write(true).open(logs.path("app.log")).unwrap().set_len(0).unwrap();
+    logs.append("app.log", "new\n");
+    let mut running = logs.go_on(before.clone()).await;
+    assert_eq!(running.records(1).await, ["new"]);
+    let (_, mut positions) = running.stop().await;
+    // As a checkpoint has them that was taken when the new generation had been told of and nothing of it read, and nothing
+    // said yet of the end of the old one.
+    for (lane, position) in &mut positions {
+        match before.get(lane) {
+            Some(old) => position.clone_from(old),
+            None => {
+                let nothing = serde_json::json!({ "offset": 0, "head": "", "head_len": 0, "tail": 0 });
+                position.as_object_mut().unwrap().extend(nothing.as_object().unwrap().clone());
+            }
+        }
+    }
+    assert_eq!(positions.len(), 2);
+    let mut running = logs.go_on(positions).await;
+    assert_eq!(running.records(1).await, ["new"]);
+    logs.append("app.log", "newer\n");
+    assert_eq!(running.records(1).await, ["newer"]);
+    assert_eq!(running.stop().await.0, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_copy_beside_a_log_is_not_read_again() {
     let logs = all();
     let (text, expected) = lines(0, 30);

@@ -485,6 +485,11 @@ impl Worker {
             self.hand_over_rest(number)?;
             self.retire(number)?;
         }
+        // A checkpoint may have known of the next generation and not yet where this one goes on.
+        if let Some(begun) = self.generations.values_mut().find(|other| other.identity() == identity) {
+            begun.after = after;
+            return Ok(());
+        }
         // At once, and not at the next look: it may have been renamed to where the patterns do not reach.
         match self.stat(&place) {
             Some(found) if found.identity == identity => self.begin(&found, origin, next, after, false),

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::super::identity::HEAD_BYTES;
 use super::*;
 
 impl Worker {
@@ -291,6 +292,13 @@ impl Worker {
                 self.shadows.insert(found.identity, (found.size, found.modified));
                 return Ok(());
             }
+            if self.is_unread(number)
+                && found.path != Path::new(&generation.position.path)
+                && is_alike(found, generation)
+            {
+                // A copy of it, or the same words by chance: the guards will tell once something has been read of it.
+                return Ok(());
+            }
             let Ok((candidate, content)) = candidate(&generation.position, found) else {
                 // It may be half written: a compressed file cannot be told before.
                 if self.context.clock.now().since(found.modified) < HALF_WRITTEN {
@@ -340,6 +348,13 @@ impl Worker {
         let after = after.max();
         let from_end = self.is_first_look && self.options.read_from == ReadFrom::End && !self.context.restored;
         self.begin(found, path, 0, after, from_end)
+    }
+
+    /// Whether a generation has been met and is about to be read. At the first look nobody knows which of two files came
+    /// first, and with `once` there may be no further look.
+    fn is_unread(&self, number: u64) -> bool {
+        let is_new = self.generations[&number].position.head_len == 0 && self.dirty.contains(&number);
+        is_new && !self.is_first_look && !self.once
     }
 
     /// Begins to read a file, as the next generation after `after` of what was called `path` first.
@@ -408,6 +423,21 @@ fn is_beginning(found: &There, generation: &Generation) -> bool {
         // How long a compressed file is says nothing of how much it holds.
         (Ok((copied, _, form)), Ok((written, identity, _))) => {
             form == Form::Plain && identity == generation.identity() && copied == written
+        }
+        _ => false,
+    }
+}
+
+/// Whether a file begins like the file of a generation, as far as both go.
+fn is_alike(found: &There, generation: &Generation) -> bool {
+    let head = |path: &Path| {
+        let (file, identity) = content::open(path)?;
+        Ok::<_, io::Error>((Content::new(file)?.head(HEAD_BYTES)?, identity))
+    };
+    match (head(&found.path), head(&generation.path)) {
+        (Ok((copied, _)), Ok((written, identity))) => {
+            let length = copied.len().min(written.len());
+            identity == generation.identity() && length > 0 && copied[..length] == written[..length]
         }
         _ => false,
     }
