@@ -53,7 +53,7 @@ fn receivers(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         // How many had been taken when the daemon was killed.
         let mut kills = Vec::new();
         // With checkpoints this far apart much is told between them, which only the journal knows after a kill.
-        let arguments = ["--set", "daemon.checkpoint_interval=400ms"];
+        let arguments = ["--set", "daemon.checkpoint_interval=1s"];
         for _ in 0..10.min(order.size - outcome.runs) {
             let manners =
                 [Manner::Well, Manner::Flapping, Manner::Flapping, Manner::Hang, Manner::Reset, Manner::Broken];

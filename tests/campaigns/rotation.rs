@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::scene::{Keeper, Scene, Writer, numbers};
@@ -171,9 +171,12 @@ impl Round {
                     self.is_running = false;
                 } else {
                     // A checkpoint that knows of it, which something read elsewhere brings about.
-                    let (scene, before) = (self.scene, self.scene.newest_checkpoint());
-                    self.write(&scene.input().join("current"), 1)?;
-                    self.keeper.wait("a checkpoint", || scene.newest_checkpoint() > before)?;
+                    // The first may have been under way when the last record was read.
+                    for _ in 0..2 {
+                        let (scene, before) = (self.scene, self.scene.newest_checkpoint());
+                        self.write(&scene.input().join("current"), 1)?;
+                        self.keeper.wait("a checkpoint", || scene.newest_checkpoint() > before)?;
+                    }
                 }
                 fs::remove_file(&log)?;
                 self.write(&log, random.between(1, 120))?;
@@ -265,21 +268,26 @@ impl Round {
             missing.is_empty()
         });
         let Err(error) = waited else { return Ok(()) };
-        // Where they stand, for whoever looks into it.
-        let first = missing.first().map(|seq| format!("\"seq\":{seq},")).unwrap_or_default();
+        let first = missing.first().copied().unwrap_or_default();
+        let files = self.whereabouts(first);
+        let count = missing.len();
+        Err(error.context(format!("after {:?}: {count} are missing, the first {first}: {files:#?}", self.turns)))
+    }
+
+    /// Where a record stands, for whoever looks into it.
+    fn whereabouts(&self, seq: u64) -> Vec<String> {
         let mut files = Vec::new();
-        for entry in fs::read_dir(scene.input())? {
-            let path = entry?.path();
-            let mut content = fs::read(&path)?;
+        for entry in fs::read_dir(self.scene.input()).into_iter().flatten().flatten() {
+            let mut content = fs::read(entry.path()).unwrap_or_default();
             if content.starts_with(&[0x1f, 0x8b]) {
                 let packed = std::mem::take(&mut content);
-                std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&packed[..]), &mut content)?;
+                let _ = flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut content);
             }
-            let at = memchr::memmem::find(&content, first.as_bytes());
-            files.push(format!("{} of {} bytes, it is at {at:?}", path.display(), content.len()));
+            let at = memchr::memmem::find(&content, format!("\"seq\":{seq},").as_bytes());
+            files.push(format!("{} of {} bytes, it is at {at:?}", entry.path().display(), content.len()));
         }
-        let count = missing.len();
-        Err(error.context(format!("after {:?}: {count} are missing, the first {first:?}: {files:#?}", self.turns)))
+        files.sort();
+        files
     }
 
     fn sure(&self) -> BTreeSet<u64> {
@@ -292,7 +300,13 @@ impl Round {
         let unsure = self.unsure.iter().copied().filter(|seq| read.contains(seq));
         outcome.compare("out.ndjson", self.sure().into_iter().chain(unsure), seen);
         if !outcome.is_clean() {
-            println!("{:?}\n{}", self.turns, self.scene.told());
+            let mut known = BTreeSet::new();
+            let twice: Vec<u64> = numbers(&self.scene.records("out.ndjson", outcome))
+                .into_iter()
+                .filter(|seq| !known.insert(*seq))
+                .collect();
+            let files = twice.first().map(|seq| self.whereabouts(*seq));
+            println!("{:?}\ntwice: {twice:?} {files:#?}\n{}", self.turns, self.scene.told());
         }
         self.scene.audit(outcome);
     }
