@@ -55,11 +55,10 @@ fn receivers(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         // With checkpoints this far apart much is told between them, which only the journal knows after a kill.
         let arguments = ["--set", "daemon.checkpoint_interval=1s"];
         for _ in 0..10.min(order.size - outcome.runs) {
-            let manners =
-                [Manner::Well, Manner::Flapping, Manner::Flapping, Manner::Hang, Manner::Reset, Manner::Broken];
-            let manner = *random.pick(&manners);
+            let bad = [Manner::Flapping, Manner::Flapping, Manner::Hang, Manner::Reset, Manner::Broken];
+            let manner = if outcome.runs.is_multiple_of(2) { Manner::Well } else { *random.pick(&bad) };
             receiver.set(manner);
-            writer.append(&scene.log(), random.between(500, 1500));
+            writer.append(&scene.log(), random.between(1500, 3000));
             keeper.start(&arguments);
             if manner == Manner::Well {
                 let fired = writer.failed().len();

@@ -45,7 +45,7 @@ fn rotation(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
             round.step(&mut random)?;
             outcome.runs += 1;
         }
-        round.settle()?;
+        round.settle_for_good()?;
         round.keeper.terminate()?;
         round.judge(outcome);
         kills += round.kills;
@@ -164,19 +164,15 @@ impl Round {
             }
             Turn::Recreate => {
                 // Only what the daemon has for good may be deleted.
-                self.settle()?;
+                self.settle_for_good()?;
                 let is_away = random.below(3) > 0;
                 if is_away {
                     self.keeper.terminate()?;
                     self.is_running = false;
                 } else {
-                    // A checkpoint that knows of it, which something read elsewhere brings about.
                     // The first may have been under way when the last record was read.
-                    for _ in 0..2 {
-                        let (scene, before) = (self.scene, self.scene.newest_checkpoint());
-                        self.write(&scene.input().join("current"), 1)?;
-                        self.keeper.wait("a checkpoint", || scene.newest_checkpoint() > before)?;
-                    }
+                    self.checkpoint()?;
+                    self.checkpoint()?;
                 }
                 fs::remove_file(&log)?;
                 self.write(&log, random.between(1, 120))?;
@@ -200,6 +196,13 @@ impl Round {
             self.run();
         }
         Ok(())
+    }
+
+    /// Waits for a checkpoint, which something read elsewhere brings about.
+    fn checkpoint(&mut self) -> anyhow::Result<()> {
+        let (scene, before) = (self.scene, self.scene.newest_checkpoint());
+        self.write(&scene.input().join("current"), 1)?;
+        self.keeper.wait("a checkpoint", || scene.newest_checkpoint() > before)
     }
 
     /// Appends records; a new file begins like every other.
@@ -252,6 +255,14 @@ impl Round {
             fs::remove_file(path)?;
         }
         Ok(())
+    }
+
+    /// As [`Self::settle`], in the life of this daemon: what is in the output at first may be of an earlier one, and be cut off
+    /// again. A checkpoint shows that this is over.
+    fn settle_for_good(&mut self) -> anyhow::Result<()> {
+        self.settle()?;
+        self.checkpoint()?;
+        self.settle()
     }
 
     /// Waits until everything that must be read has been, and deletes files that were rotated away.
