@@ -122,17 +122,19 @@ impl Generation {
         let mut noted = |error: io::Error| fault = Some(error);
         if let Some(content) = content {
             let wanted = end.min(HEAD_BYTES);
+            // Both guards are made of the bytes that were handed over and not read again from the file, which may have been
+            // truncated and written anew by now: they exist to notice that. Where a head grows by little, it is only taken
+            // from the file as long as that begins as it did.
             if position.head_len < wanted {
-                match content.head(wanted) {
-                    Ok(head) => {
+                match head(chunk, start, wanted).map_or_else(|| content.head(wanted), Ok) {
+                    Ok(head) if goes_on(&head, position) => {
                         position.head_len = head.len() as u64;
                         position.head = hash(&head);
                     }
+                    Ok(_) => {}
                     Err(error) => noted(error),
                 }
             }
-            // Made of the bytes that were handed over and not read again from the file, which may have been
-            // truncated and written anew by now: the guard exists to notice that.
             position.tail = match before(&self.recent, self.recent_end, chunk, start, end) {
                 Some(tail) => Some(crc32c::crc32c(&tail)),
                 None => content.tail(end).unwrap_or_else(|error| {
@@ -160,6 +162,17 @@ pub(super) fn to_json(position: &Position) -> Json {
     serde_json::to_value(position).expect("a position is numbers and text")
 }
 
+/// The first `wanted` bytes, where what was pushed at `start` holds them.
+fn head(chunk: &[u8], start: u64, wanted: u64) -> Option<Vec<u8>> {
+    (start == 0).then(|| chunk.get(..usize::try_from(wanted).ok()?).map(<[u8]>::to_vec)).flatten()
+}
+
+/// Whether a longer head begins with the one that is known.
+fn goes_on(head: &[u8], position: &Position) -> bool {
+    let known = usize::try_from(position.head_len).ok().and_then(|length| head.get(..length));
+    known.is_some_and(|known| known.is_empty() || hash(known) == position.head)
+}
+
 /// The bytes before `end`, as many as a tail guard covers; `None` where they are not all at hand.
 fn before(recent: &[u8], recent_end: u64, chunk: &[u8], start: u64, end: u64) -> Option<Vec<u8>> {
     let wanted = end.min(TAIL_BYTES) as usize;
@@ -175,6 +188,29 @@ fn before(recent: &[u8], recent_end: u64, chunk: &[u8], start: u64, end: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_head_is_made_of_what_was_read_and_grows_only_while_the_file_begins_as_it_did() {
+        assert_eq!(head(b"abcdef", 0, 4), Some(b"abcd".to_vec()));
+        assert_eq!(head(b"abc", 0, 4), None, "it was pushed in parts");
+        assert_eq!(head(b"abcdef", 1, 4), None, "the first byte is missing");
+        let mut position = Position {
+            path: String::new(),
+            identity: Identity::default(),
+            generation: 0,
+            offset: 3,
+            head: hash(b"abc"),
+            head_len: 3,
+            tail: None,
+            finished: None,
+            last_seen: 0,
+        };
+        assert!(goes_on(b"abcdef", &position));
+        assert!(!goes_on(b"xyzdef", &position), "the file was written anew");
+        assert!(!goes_on(b"ab", &position), "and is shorter");
+        position.head_len = 0;
+        assert!(goes_on(b"xyz", &position));
+    }
 
     #[test]
     fn the_bytes_before_a_place_are_taken_from_what_was_read() {
