@@ -62,6 +62,8 @@ pub(super) struct Worker {
     generations: BTreeMap<u64, Generation>,
     by_partition: BTreeMap<String, u64>,
     next: u64,
+    /// Those with a smaller number come from the checkpoint.
+    restored: u64,
     /// What has something to read, or may have.
     dirty: BTreeSet<u64>,
     /// What has to be looked at when some time has passed.
@@ -106,6 +108,7 @@ impl Worker {
             generations: BTreeMap::new(),
             by_partition: BTreeMap::new(),
             next: 0,
+            restored: 0,
             dirty: BTreeSet::new(),
             timed: BTreeSet::new(),
             open: BTreeSet::new(),

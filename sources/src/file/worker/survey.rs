@@ -117,6 +117,7 @@ impl Worker {
                 self.dirty.insert(number);
             }
         }
+        self.restored = self.next;
         Ok(())
     }
 
@@ -350,11 +351,11 @@ impl Worker {
         self.begin(found, path, 0, after, from_end)
     }
 
-    /// Whether a generation has been met and is about to be read. At the first look nobody knows which of two files came
-    /// first, and with `once` there may be no further look.
+    /// Whether a generation is known and about to be read. Of two files that are both new at the first look nobody knows
+    /// which came first, and with `once` there may be no further look.
     fn is_unread(&self, number: u64) -> bool {
-        let is_new = self.generations[&number].position.head_len == 0 && self.dirty.contains(&number);
-        is_new && !self.is_first_look && !self.once
+        let is_known = number < self.restored || !self.is_first_look;
+        is_known && !self.once && self.generations[&number].position.head_len == 0 && self.dirty.contains(&number)
     }
 
     /// Begins to read a file, as the next generation after `after` of what was called `path` first.
