@@ -91,6 +91,8 @@ struct Round {
     /// The next number in the names of rotated files.
     next: u64,
     is_running: bool,
+    /// It was started, and may not have looked at what is there.
+    is_starting: bool,
     kills: u64,
     turns: Vec<Turn>,
 }
@@ -106,6 +108,7 @@ impl Round {
             unsure: BTreeSet::new(),
             next: 1,
             is_running: false,
+            is_starting: false,
             kills: 0,
             turns: Vec::new(),
         };
@@ -118,6 +121,7 @@ impl Round {
     fn run(&mut self) {
         if !std::mem::replace(&mut self.is_running, true) {
             self.keeper.start(&["--set", "daemon.checkpoint_interval=20ms"]);
+            self.is_starting = true;
         }
     }
 
@@ -152,6 +156,11 @@ impl Round {
                 self.write(&log, random.between(1, 60))?;
             }
             Turn::CopyTruncate | Turn::CopyTruncateUnpaused => {
+                if self.is_running && self.is_starting {
+                    // A daemon that begins to look in the moment between, and knows neither of the two files, cannot tell
+                    // that one is a copy.
+                    self.checkpoint()?;
+                }
                 fs::copy(&log, self.rotated())?;
                 if matches!(turn, Turn::CopyTruncateUnpaused) {
                     let first = self.writer.next;
@@ -202,6 +211,7 @@ impl Round {
     fn checkpoint(&mut self) -> anyhow::Result<()> {
         let (scene, before) = (self.scene, self.scene.newest_checkpoint());
         self.write(&scene.input().join("current"), 1)?;
+        self.is_starting = false;
         self.keeper.wait("a checkpoint", || scene.newest_checkpoint() > before)
     }
 
