@@ -5,7 +5,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,13 +15,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, TextEncoder};
-use tocsin_pipeline::metrics::Metrics;
-use tocsin_pipeline::runtime::Status;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::audit;
 use crate::reload::{self, Reloads};
+use crate::views::Views;
 
 /// How many clients are served at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -32,32 +30,26 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The admin address, bound but not yet served.
 pub struct Admin {
     listener: TcpListener,
-    metrics: Metrics,
-    status: Arc<Status>,
+    views: Views,
     reloads: Reloads,
 }
 
 impl Admin {
     /// # Errors
     /// When the address cannot be listened on, with the remedy.
-    pub async fn bind(
-        address: SocketAddr,
-        metrics: Metrics,
-        status: Arc<Status>,
-        reloads: Reloads,
-    ) -> anyhow::Result<Self> {
+    pub async fn bind(address: SocketAddr, views: Views, reloads: Reloads) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             anyhow::anyhow!(
                 "cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out"
             )
         })?;
-        Ok(Self { listener, metrics, status, reloads })
+        Ok(Self { listener, views, reloads })
     }
 
     /// Serves until the task is aborted.
     pub async fn serve(self) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let (metrics, status, reloads) = (self.metrics, self.status, self.reloads);
+        let (views, reloads) = (self.views, self.reloads);
         loop {
             let permit = Arc::clone(&connections).acquire_owned().await.expect("it is never closed");
             let stream = match self.listener.accept().await {
@@ -69,11 +61,11 @@ impl Admin {
                     continue;
                 }
             };
-            let (metrics, status, reloads) = (metrics.clone(), Arc::clone(&status), reloads.clone());
+            let (views, reloads) = (views.clone(), reloads.clone());
             tokio::spawn(async move {
                 let service = service_fn(|request| {
                     let response = match is_change(&request) {
-                        false => Some(answer(&request, &metrics, &status)),
+                        false => Some(answer(&request, &views)),
                         true => None,
                     };
                     let reloads = reloads.clone();
@@ -112,17 +104,19 @@ async fn change<B>(request: &Request<B>, reloads: &Reloads) -> Response<Full<Byt
     }
 }
 
-fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, views: &Views) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered, and POST where something is changed\n");
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "alive\n"),
-        "/readyz" if status.is_ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not all sources and sinks are open\n"),
+        "/readyz" => match views.obstacles() {
+            obstacles if obstacles.is_empty() => text(StatusCode::OK, "ready\n"),
+            obstacles => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{}\n", obstacles.join("\n"))),
+        },
         "/metrics" => {
             let mut body = Vec::new();
-            match TextEncoder::new().encode(&metrics.registry.gather(), &mut body) {
+            match TextEncoder::new().encode(&views.gather(), &mut body) {
                 Ok(()) => {
                     let mut response = Response::new(Full::new(Bytes::from(body)));
                     let kind = hyper::header::HeaderValue::from_static(prometheus::TEXT_FORMAT);
@@ -133,19 +127,16 @@ fn answer<B>(request: &Request<B>, metrics: &Metrics, status: &Status) -> Respon
             }
         }
         reload::PATH => text(StatusCode::METHOD_NOT_ALLOWED, "a reload is asked for by POST\n"),
-        audit::PATH => {
-            let audit = status.audit.lock().expect("no holder of this lock panics").clone();
-            match audit {
-                Some(audit) => {
-                    let mut response = text(StatusCode::OK, &audit::json(&audit));
-                    response
-                        .headers_mut()
-                        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-                    response
-                }
-                None => text(StatusCode::SERVICE_UNAVAILABLE, "no barrier has passed yet; ask again in a second\n"),
+        audit::PATH => match views.audit() {
+            Some(audit) => {
+                let mut response = text(StatusCode::OK, &audit::json(&audit));
+                response
+                    .headers_mut()
+                    .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+                response
             }
-        }
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "no barrier has passed yet; ask again in a second\n"),
+        },
         "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz /api/v1/audit /api/v1/reload\n"),
         _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz, /readyz, /api/v1/audit and /api/v1/reload\n"),
     }
@@ -161,13 +152,27 @@ fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tocsin_pipeline::health::Health;
+    use tocsin_pipeline::metrics::Metrics;
+    use tocsin_pipeline::runtime::Status;
+
     use super::*;
+    use crate::views::View;
+
+    /// What is looked at where one pipeline runs.
+    fn views(status: Arc<Status>) -> Views {
+        let views = Views::default();
+        views.add("", View { metrics: Metrics::new(), status, health: Health::default() });
+        views
+    }
 
     fn status_of(path: &str, method: Method, is_ready: bool) -> StatusCode {
         let request = Request::builder().uri(path).method(method).body(()).unwrap();
-        let status = Status::default();
+        let status = Arc::new(Status::default());
         status.is_ready.store(is_ready, Ordering::Relaxed);
-        answer(&request, &Metrics::new(), &status).status()
+        answer(&request, &views(status)).status()
     }
 
     #[test]
@@ -180,10 +185,10 @@ mod tests {
     #[test]
     fn the_audit_is_told_once_there_is_one() {
         assert_eq!(status_of(audit::PATH, Method::GET, true), StatusCode::SERVICE_UNAVAILABLE);
-        let status = Status::default();
+        let status = Arc::new(Status::default());
         *status.audit.lock().unwrap() = Some(Arc::default());
         let request = Request::builder().uri(audit::PATH).body(()).unwrap();
-        let response = answer(&request, &Metrics::new(), &status);
+        let response = answer(&request, &views(status));
         assert_eq!(
             (response.status(), &response.headers()[CONTENT_TYPE]),
             (StatusCode::OK, &"application/json".parse().unwrap())
@@ -194,7 +199,7 @@ mod tests {
     async fn a_command_gets_the_audit_of_a_running_daemon() {
         let status = Arc::new(Status::default());
         let address = "127.0.0.1:0".parse().unwrap();
-        let admin = Admin::bind(address, Metrics::new(), Arc::clone(&status), Reloads::new().0).await.unwrap();
+        let admin = Admin::bind(address, views(Arc::clone(&status)), Reloads::new().0).await.unwrap();
         let address = admin.listener.local_addr().unwrap();
         let served = tokio::spawn(admin.serve());
         let ask = || tokio::task::spawn_blocking(move || audit::of_daemon(address));

@@ -18,6 +18,7 @@ mod run;
 mod starter;
 mod state;
 mod testing;
+mod views;
 
 use std::process::ExitCode;
 

@@ -14,7 +14,7 @@ use tocsin_pipeline::fault;
 use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::poison::Guard;
-use tocsin_pipeline::runtime::{self, Outcome, Ready, Settings, State, Status};
+use tocsin_pipeline::runtime::{self, Outcome, Ready, RunError, Settings, State, Status};
 use tocsin_pipeline::store::Disk;
 use tocsin_pipeline::time::{Clock, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +28,7 @@ use crate::catalog::CATALOG;
 use crate::cli::ConfigurationArguments;
 use crate::commands::read;
 use crate::reload::{self, Answer, Reloads, Request};
+use crate::views::{View, Views};
 use crate::{poison, progress};
 
 /// A graph that is busy with a checkpoint that does not come to its end is not waited for longer.
@@ -116,9 +117,12 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     if options.watch {
         reload::on_change(reloads.clone(), options.configuration.files.clone())?;
     }
+    let health = Health::new(Some(metrics.troubles.clone()));
+    let views = Views::default();
+    views.add("", View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
     let admin = match plan.daemon.admin {
         Some(address) => {
-            let admin = Admin::bind(address, metrics.clone(), Arc::clone(&status), reloads).await?;
+            let admin = Admin::bind(address, views.clone(), reloads).await?;
             Some(tokio::spawn(admin.serve()))
         }
         None => None,
@@ -130,7 +134,6 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
         tracing::warn!("no data_dir is configured: positions, windows and alerts do not survive a restart");
     }
     let notified = tokio::spawn(tell_supervisor(Arc::clone(&status), stop.clone()));
-    let health = Health::new(Some(metrics.troubles.clone()));
     let daemon = Daemon { options, data_dir, threads, clock: Arc::clone(&clock), metrics, health, status, stop };
     let outcome = graphs(&daemon, plan, requests).await;
     for task in [told, admin, Some(notified)].into_iter().flatten() {
@@ -178,6 +181,7 @@ async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Reque
                 waiting.answer(daemon, Ok(told));
                 ready
             }
+            (Err((RunError::Stopped, _)), _) => return Ok(()),
             (Err((error, _)), None) => return Err(error.into()),
             (Err((error, before)), Some((waiting, _, old))) => {
                 waiting.answer(daemon, Err(Refusal::Failed(error.to_string())));
@@ -194,6 +198,7 @@ async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Reque
             Err(error) => {
                 guard = Arc::new(failures.learn(&guard, error, daemon.data_dir.is_some(), daemon.clock.monotonic())?);
                 settings = daemon.settings(&plan, &guard);
+                tokio::time::sleep(failures.pause()).await;
                 state = State::open(&settings)?;
                 continue;
             }

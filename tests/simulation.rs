@@ -258,6 +258,7 @@ impl Source for Lines {
                 base: start as u64,
                 arrival: context.clock.now(),
                 acknowledgement: None,
+                notes: None,
             };
             let mut offsets = Vec::new();
             let mut lanes = Vec::new();

@@ -44,6 +44,9 @@ struct Manifest {
     /// By sink whose buffer can be on disk: what is in it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     buffers: BTreeMap<String, Buffer>,
+    /// A [`Decider`](crate::decider::Decider) tells whether the epoch is the truth.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_prepared: bool,
     /// When it was written, for people.
     written_at: String,
 }
@@ -217,8 +220,51 @@ pub fn decide(mut found: Vec<Found>) -> Recovery {
     }
 }
 
+/// What is known of who decides about epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// Nobody beside the checkpoints: an epoch that could be written is the truth.
+    ByItself,
+    /// A decider, which decided this one last.
+    Epoch(u64),
+    /// A decider that has not decided any.
+    Nothing,
+}
+
+/// Decides once more, for epochs that were only prepared for somebody else to decide: each with whether it was. The one after
+/// the last that was decided may have been prepared, and never more than that one.
+pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
+    found.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
+    let resume = |at: usize| match found.get(at) {
+        Some((epoch, _)) => Recovery::Resume { epoch: *epoch, passed_over: Vec::new() },
+        None => Recovery::StartFresh,
+    };
+    let prepared = found.iter().take_while(|(_, is_prepared)| *is_prepared).count();
+    match decided {
+        // Whether the last was decided cannot be known any more, so it is done again; the one before was.
+        Decided::ByItself => resume(prepared.min(1)),
+        // The first that was ever prepared, and it was not decided.
+        Decided::Nothing if prepared <= 1 => resume(prepared),
+        Decided::Nothing => Recovery::Refuse(
+            "its checkpoints were decided by transactions, and no transaction is known of: the offsets of its group have              expired or were reset, or the cluster is another"
+                .to_owned(),
+        ),
+        Decided::Epoch(epoch) => match found.iter().position(|(known, _)| *known == epoch) {
+            Some(at) => resume(at),
+            None => {
+                let known: Vec<_> = found.iter().map(|(epoch, _)| epoch.to_string()).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                Recovery::Refuse(format!(
+                    "the last transaction belongs to epoch {epoch}, and the epochs here are: {known}; this is an older copy of the                      data directory, or another's"
+                ))
+            }
+        },
+    }
+}
+
 /// What a kept epoch refers to outside its manifest.
 struct Kept {
+    is_prepared: bool,
     segments: BTreeSet<u64>,
     journals: BTreeMap<String, u64>,
     buffers: BTreeMap<String, Buffer>,
@@ -240,6 +286,8 @@ pub struct Checkpoints {
     facts: Facts,
     /// Pieces of an older version were taken back: they are all written anew before any of them is.
     is_migrated: bool,
+    /// Whether a decider tells which epochs are the truth.
+    has_decider: bool,
     next_epoch: u64,
 }
 
@@ -277,6 +325,7 @@ impl Checkpoints {
             unsaved: Snapshot::default(),
             facts: Facts::new(),
             is_migrated: false,
+            has_decider: false,
             next_epoch: highest + 1,
         };
         let mut loaded = BTreeMap::new();
@@ -306,6 +355,48 @@ impl Checkpoints {
                 Ok((checkpoints, restored, passed_over))
             }
         }
+    }
+
+    /// Goes back to the epoch that was decided, where that is not the newest: what to go on from then; `None` if it is. From
+    /// now on epochs are prepared for a decider if there is one.
+    ///
+    /// # Errors
+    /// When nobody but a person can know what to go on from, or the epoch cannot be read.
+    pub fn settle(&mut self, decided: Decided) -> Result<Option<Restored>, CheckpointError> {
+        self.has_decider = decided != Decided::ByItself;
+        let found = self.kept.iter().map(|(epoch, kept)| (*epoch, kept.is_prepared)).collect();
+        let epoch = match settle(found, decided) {
+            Recovery::Refuse(reason) => return Err(CheckpointError::Refused(reason)),
+            Recovery::Resume { epoch, .. } => epoch,
+            Recovery::StartFresh => 0,
+        };
+        if epoch == self.epoch() {
+            return Ok(None);
+        }
+        let whole = match epoch {
+            0 => None,
+            epoch => {
+                let data_dir = self.folder.parent().expect("checkpoints are below their data directory");
+                Some(read_epoch(&*self.storage, data_dir, epoch).map_err(CheckpointError::Refused)?)
+            }
+        };
+        // They are in the way of nothing: the numbers of later epochs are greater. But nobody is to go on from them.
+        let io = |error| CheckpointError::Io { action: "tidying", path: self.folder.clone(), error };
+        for undecided in self.kept.split_off(&(epoch + 1)).into_keys() {
+            self.storage.remove(&path(&self.folder, "manifest", undecided)).map_err(io)?;
+        }
+        self.storage.sync_dir(&self.folder).map_err(io)?;
+        self.collect_garbage();
+        self.unsaved = Snapshot::default();
+        let (manifest, restored) = whole.map(|whole| (whole.manifest, whole.restored)).unzip();
+        self.current = manifest;
+        Ok(Some(restored.unwrap_or_default()))
+    }
+
+    /// The positions of all lanes in the last complete epoch, by source.
+    pub fn positions(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, LanePosition>)> {
+        let sources = self.current.iter().flat_map(|manifest| &manifest.sources);
+        sources.map(|(source, lanes)| (source.as_str(), lanes))
     }
 
     /// From now on epochs are those of these components. What is not gone on from is in no later epoch.
@@ -393,9 +484,11 @@ impl Checkpoints {
             components: None,
             journals: BTreeMap::new(),
             buffers: BTreeMap::new(),
+            is_prepared: false,
             written_at: String::new(),
         });
         manifest.epoch = epoch;
+        manifest.is_prepared = self.has_decider;
         manifest.components = Some(self.facts.clone());
         manifest.written_at = now.to_string();
         manifest.sources.extend(self.unsaved.sources.clone());
@@ -473,9 +566,13 @@ impl Checkpoints {
     }
 
     fn keep(&mut self, epoch: u64, manifest: &Manifest) {
-        let segments = places(manifest).map(|place| place.segment).collect();
-        self.kept
-            .insert(epoch, Kept { segments, journals: manifest.journals.clone(), buffers: manifest.buffers.clone() });
+        let kept = Kept {
+            is_prepared: manifest.is_prepared,
+            segments: places(manifest).map(|place| place.segment).collect(),
+            journals: manifest.journals.clone(),
+            buffers: manifest.buffers.clone(),
+        };
+        self.kept.insert(epoch, kept);
     }
 
     /// Puts manifests that cannot be used aside, for people, and deletes what a crash has left of epochs that never
@@ -704,6 +801,55 @@ mod tests {
             Recovery::Resume { epoch: 3, passed_over: vec![found(4, Some("torn"))] }
         );
         assert!(matches!(decide(vec![found(4, Some("torn"))]), Recovery::Refuse(reason) if reason.contains("torn")));
+    }
+
+    #[test]
+    fn of_prepared_epochs_the_decided_one_is_the_one_to_go_on_from() {
+        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
+        let prepared = |epochs: &[u64]| epochs.iter().map(|epoch| (*epoch, true)).collect::<Vec<_>>();
+        assert_eq!(settle(prepared(&[3, 4, 5]), Decided::Epoch(5)), resume(5));
+        assert_eq!(settle(prepared(&[3, 4, 5]), Decided::Epoch(4)), resume(4), "it died before the commit");
+        assert!(
+            matches!(settle(prepared(&[3, 4, 5]), Decided::Epoch(6)), Recovery::Refuse(why) if why.contains("5, 4, 3"))
+        );
+        assert!(matches!(settle(prepared(&[3, 4, 5]), Decided::Epoch(2)), Recovery::Refuse(_)));
+        assert!(matches!(settle(vec![], Decided::Epoch(2)), Recovery::Refuse(why) if why.contains("none")));
+        assert_eq!(settle(vec![], Decided::Nothing), Recovery::StartFresh);
+        assert_eq!(settle(prepared(&[1]), Decided::Nothing), Recovery::StartFresh, "the first was never decided");
+        assert!(matches!(settle(prepared(&[1, 2]), Decided::Nothing), Recovery::Refuse(_)), "the marker is lost");
+        assert_eq!(settle(vec![(1, false), (2, true)], Decided::Nothing), resume(1), "transactions are new");
+        assert_eq!(settle(vec![(1, false), (2, false)], Decided::Nothing), resume(2));
+    }
+
+    #[test]
+    fn where_nobody_decides_any_more_the_last_prepared_epoch_is_done_again() {
+        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
+        assert_eq!(settle(vec![(1, true), (2, true)], Decided::ByItself), resume(1));
+        assert_eq!(settle(vec![(1, true), (2, false)], Decided::ByItself), resume(2));
+        assert_eq!(settle(vec![(1, true)], Decided::ByItself), Recovery::StartFresh);
+        assert_eq!(settle(vec![], Decided::ByItself), Recovery::StartFresh);
+    }
+
+    #[test]
+    fn what_was_prepared_and_not_decided_is_gone_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut checkpoints, ..) = open(folder.path());
+        assert!(checkpoints.settle(Decided::Nothing).unwrap().is_none());
+        for piece in ["one", "twos", "threes"] {
+            let epoch = checkpoints.next_epoch();
+            checkpoints.write(epoch, snapshot(1, piece), Timestamp(0)).unwrap();
+        }
+        let (mut checkpoints, restored, _) = open(folder.path());
+        assert_eq!(restored.epoch, 3);
+        let restored = checkpoints.settle(Decided::Epoch(2)).unwrap().expect("it goes back");
+        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (2, &b"twos"[..]));
+        assert_eq!(checkpoints.next_epoch(), 4, "numbers are not used twice");
+        checkpoints.write(4, snapshot(1, "fours!"), Timestamp(0)).unwrap();
+        let (mut checkpoints, restored, _) = open(folder.path());
+        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (4, &b"fours!"[..]));
+        assert!(checkpoints.settle(Decided::Epoch(3)).is_err(), "it is not there any more");
+        let names = Disk.list(&folder.path().join("checkpoints")).unwrap();
+        assert!(!names.iter().any(|name| name.ends_with("003")), "{names:?}");
     }
 
     fn snapshot(group: u16, piece: &str) -> Snapshot {

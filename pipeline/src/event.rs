@@ -251,6 +251,38 @@ pub(crate) struct Stored {
     pub times: Vec<Timestamp>,
 }
 
+/// What a source knows of the records of a block beside their bytes: one of each for every record, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Where the record begins in the block: what finds its note again, whatever has been left out of a batch since.
+    pub starts: Vec<u32>,
+    /// Its position in the lane. Kafka leaves some out.
+    pub offsets: Vec<u64>,
+    /// The time that whoever wrote it, or keeps it, gave it.
+    pub times: Vec<Timestamp>,
+    /// Its key, a piece of `texts`.
+    pub keys: Vec<Option<Span>>,
+    /// Empty: no record of the block has any.
+    pub headers: Vec<Headers>,
+    /// The bytes of the keys.
+    pub texts: Vec<u8>,
+}
+
+/// The headers of a record, in order; a name may come more than once.
+pub type Headers = Vec<(String, Option<Bytes>)>;
+
+impl Notes {
+    /// The number of the record that begins there.
+    fn number(&self, start: u32) -> usize {
+        self.starts.binary_search(&start).expect("every record of the block has its note")
+    }
+
+    /// About how much memory they take.
+    fn bytes(&self) -> usize {
+        self.texts.len() + self.starts.len() * 32 + self.headers.len() * 64
+    }
+}
+
 /// Records that travel together: all of one lane, in its order.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -274,6 +306,8 @@ pub struct Batch {
     pub seen_before: Timestamp,
     /// When the block was read.
     pub arrival: Timestamp,
+    /// What the source knows of the records beside.
+    pub notes: Option<Arc<Notes>>,
 }
 
 impl Batch {
@@ -291,6 +325,7 @@ impl Batch {
             times: None,
             seen_before: Timestamp::MIN,
             arrival,
+            notes: None,
         }
     }
 
@@ -352,6 +387,7 @@ impl Batch {
             times: self.times.clone(),
             seen_before: self.seen_before,
             arrival: self.arrival,
+            notes: self.notes.clone(),
         }
     }
 
@@ -403,11 +439,24 @@ impl Batch {
             return *place;
         }
         let span = self.original.as_ref().map_or(&self.spans, |original| &original.spans)[row as usize];
-        let offset = match &self.lane.origin {
-            Origin::Kafka { .. } => u64::from(row),
-            _ => u64::from(span.start),
+        let offset = match (&self.notes, &self.lane.origin) {
+            (Some(notes), _) => notes.offsets[notes.number(span.start)],
+            (None, Origin::Kafka { .. }) => self.base + u64::from(row),
+            (None, _) => self.base + u64::from(span.start),
         };
-        Place { offset: self.base + offset, length: span.len }
+        Place { offset, length: span.len }
+    }
+
+    /// The notes on a record, and its number in them.
+    fn note(&self, row: u32) -> Option<(&Notes, usize)> {
+        let notes = self.notes.as_ref()?;
+        let span = self.original.as_ref().map_or(&self.spans, |original| &original.spans)[row as usize];
+        Some((notes, notes.number(span.start)))
+    }
+
+    /// The time that the record came with, beside what stands in it; its arrival where it came with none.
+    pub fn own_time(&self, row: u32) -> Timestamp {
+        self.note(row).map_or(self.arrival, |(notes, number)| notes.times[number])
     }
 
     /// The position of a record's first byte in its lane; for Kafka, its offset.
@@ -502,7 +551,8 @@ impl Batch {
         Value::Object(fields.into_iter().map(|(key, value)| (KeyString::from(key), value)).collect())
     }
 
-    /// What expressions read as `%name`: `source`, `file`, `offset`, `partition`, `ingest_time`.
+    /// What expressions read as `%name`: `source`, `file`, `offset`, `partition`, `ingest_time`; of records from Kafka also
+    /// `topic`, `key`, `headers` and `timestamp`.
     pub fn metadata(&self, row: u32) -> Value {
         let mut metadata = ObjectMap::new();
         metadata.insert("source".into(), text(&self.lane.source));
@@ -510,7 +560,23 @@ impl Batch {
             metadata.insert("file".into(), text(file));
         }
         metadata.insert("offset".into(), Value::Integer(self.offset(row) as i64));
-        metadata.insert("partition".into(), text(&self.lane.partition));
+        match &self.lane.origin {
+            Origin::Kafka { topic, partition } => {
+                metadata.insert("topic".into(), text(topic));
+                metadata.insert("partition".into(), Value::Integer(i64::from(*partition)));
+            }
+            _ => drop(metadata.insert("partition".into(), text(&self.lane.partition))),
+        }
+        if let Some((notes, number)) = self.note(row) {
+            metadata.insert("timestamp".into(), Value::Timestamp(notes.times[number].to_datetime()));
+            let key = notes.keys[number].map(|key| Value::Bytes(Bytes::copy_from_slice(key.of(&notes.texts))));
+            metadata.insert("key".into(), key.unwrap_or(Value::Null));
+            let headers = notes.headers.get(number).into_iter().flatten();
+            // Of several with one name the last counts, as with most clients.
+            let headers = headers
+                .map(|(name, value)| (KeyString::from(name.as_str()), value.clone().map_or(Value::Null, Value::Bytes)));
+            metadata.insert("headers".into(), Value::Object(headers.collect()));
+        }
         metadata.insert("ingest_time".into(), Value::Timestamp(self.arrival.to_datetime()));
         Value::Object(metadata)
     }
@@ -520,7 +586,8 @@ impl Batch {
         // Read back from a buffer, a record that nobody changed stands in the same bytes twice.
         let original = self.original.as_ref().filter(|original| original.block.as_ptr() != self.block.as_ptr());
         let original = original.map_or(0, |original| original.block.len());
-        self.block.len() + original + self.spans.len() * 32 + self.changed.len() * 256
+        let notes = self.notes.as_ref().map_or(0, |notes| notes.bytes());
+        self.block.len() + notes + original + self.spans.len() * 32 + self.changed.len() * 256
     }
 }
 

@@ -241,6 +241,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    /// How many bytes sources and sinks may hold beside what is on the edges.
+    pub fn memory(&self) -> usize {
+        let sources = self.sources.iter().map(|task| task.source.memory());
+        sources.chain(self.sinks.iter().map(|task| task.sink.memory())).sum()
+    }
+
     /// Has all chains heed what is known of records that components fail on.
     ///
     /// # Panics

@@ -38,6 +38,8 @@ pub enum Trouble {
     Buffer,
     /// A source cannot read what it should.
     SourceStalled,
+    /// A sink cannot write what it should.
+    SinkStalled,
     /// The state of a component has reached its bound, and records were dropped for it.
     StateFull,
     /// A record that stopped a component was left out.
@@ -45,7 +47,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::CheckpointFailed,
         Self::CheckpointSlow,
         Self::CheckpointDamaged,
@@ -55,6 +57,7 @@ impl Trouble {
         Self::IngestJournal,
         Self::Buffer,
         Self::SourceStalled,
+        Self::SinkStalled,
         Self::StateFull,
         Self::PoisonSkipped,
     ];
@@ -71,6 +74,7 @@ impl Trouble {
             Self::IngestJournal => "ingest_journal",
             Self::Buffer => "buffer",
             Self::SourceStalled => "source_stalled",
+            Self::SinkStalled => "sink_stalled",
             Self::StateFull => "state_full",
             Self::PoisonSkipped => "poison_skipped",
         }

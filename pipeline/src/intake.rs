@@ -61,7 +61,8 @@ impl Intake {
         if records > spans.len() {
             self.skipped(records - spans.len(), &mut taken);
         }
-        let whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        let mut whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        whole.notes = block.notes.map(Arc::new);
         let guard = &self.chain.guard;
         let held = poison::held(&self.name, &whole);
         let (batch, rejected) = match guard.catch(held, || self.read(whole.clone())) {
@@ -96,10 +97,14 @@ impl Intake {
 
     /// The records of a block less those that the codec fails on, which become dead letters.
     fn without_culprits(&self, whole: &Batch, taken: &mut Taken) -> Batch {
-        let alone = |row: u32| {
-            let span = whole.spans[row as usize];
-            Batch::new(Arc::clone(&whole.lane), whole.block.clone(), whole.base, vec![span], whole.arrival)
+        let of_spans = |spans: Vec<Span>| {
+            let lane = Arc::clone(&whole.lane);
+            Batch {
+                notes: whole.notes.clone(),
+                ..Batch::new(lane, whole.block.clone(), whole.base, spans, whole.arrival)
+            }
         };
+        let alone = |row: u32| of_spans(vec![whole.spans[row as usize]]);
         let mut sound = Vec::new();
         for row in whole.rows() {
             match poison::catch(|| drop(self.read(alone(row)))) {
@@ -114,7 +119,7 @@ impl Intake {
                 }
             }
         }
-        Batch::new(Arc::clone(&whole.lane), whole.block.clone(), whole.base, sound, whole.arrival)
+        of_spans(sound)
     }
 
     /// Counts records that the pre-filter passed over where the filter would have counted them.
@@ -170,20 +175,20 @@ impl Intake {
 
     /// Gives every record its event time and says what the greatest is.
     fn time(&self, batch: &mut Batch) -> Timestamp {
-        let arrival = batch.arrival;
         let mut times = Times {
-            at: vec![arrival; batch.spans.len()],
+            at: vec![batch.arrival; batch.spans.len()],
             before: vec![Timestamp::MIN; batch.spans.len()],
             max: Timestamp::MIN,
         };
         let mut parser = self.options.timestamp.as_ref().map(|(options, path)| (options.parser(), path));
         for row in batch.rows() {
+            let own = batch.own_time(row);
             let at = match &mut parser {
                 Some((parser, path)) => {
                     let field = batch.columns.field(&batch.block, row, path);
-                    parser.event_time(field, arrival).unwrap_or(arrival)
+                    parser.event_time(field, own).unwrap_or(own)
                 }
-                None => arrival,
+                None => own,
             };
             times.at[row as usize] = at;
             times.before[row as usize] = times.max;

@@ -113,6 +113,26 @@ impl Ledger {
         Self { components: accounts.map(|(sink, held)| (sink, account(held))).collect(), links: Vec::new() }
     }
 
+    /// What became of the records of several pipelines of one configuration.
+    pub fn sum<'a>(ledgers: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for ledger in ledgers {
+            for (name, account) in &ledger.components {
+                sum.components.entry(name.clone()).or_default().add(account);
+            }
+            for link in &ledger.links {
+                let is_it = |known: &&mut LinkAccount| {
+                    (&known.from, &known.port, &known.to) == (&link.from, &link.port, &link.to)
+                };
+                match sum.links.iter_mut().find(is_it) {
+                    Some(known) => known.records += link.records,
+                    None => sum.links.push(link.clone()),
+                }
+            }
+        }
+        sum
+    }
+
     /// The state of a sink is not gone on from: what it held ends with it.
     pub fn forget(&mut self, sink: &str) {
         if let Some(account) = self.components.get_mut(sink) {

@@ -4,6 +4,7 @@
 pub mod chain;
 pub mod checkpoint;
 pub mod codec;
+pub mod decider;
 pub mod event;
 pub mod evolution;
 pub mod explain;

@@ -31,6 +31,7 @@ pub struct Metrics {
     pub buffer_bytes: IntGaugeVec,
     pub buffer_disk_bytes: IntGaugeVec,
     pub source_lag: GaugeVec,
+    source_lag_events: IntGaugeVec,
     pub watermark: GaugeVec,
     pub checkpoint_duration: Histogram,
     pub checkpoint_bytes: IntGauge,
@@ -55,8 +56,21 @@ impl Default for Metrics {
 impl Metrics {
     /// # Panics
     /// Never: the names are distinct and well formed, which the test below shows.
+    #[must_use]
     pub fn new() -> Self {
-        let registry = Registry::new();
+        Self::with(Registry::new())
+    }
+
+    /// The metrics of one of several pipelines in the process, told apart by the label `lane`.
+    ///
+    /// # Panics
+    /// Never: the label is well formed.
+    pub fn of_lane(lane: &str) -> Self {
+        let labels = [("lane".to_owned(), lane.to_owned())].into();
+        Self::with(Registry::new_custom(None, Some(labels)).expect("a well-formed label"))
+    }
+
+    fn with(registry: Registry) -> Self {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("a well-formed name");
             registry.register(Box::new(counters.clone())).expect("a name of its own");
@@ -168,6 +182,11 @@ impl Metrics {
                 "How far the newest event time is behind the clock.",
                 component,
             ),
+            source_lag_events: gauges(
+                "tocsin_source_lag_events",
+                "Records that a partition holds and that are not read yet.",
+                &["component", "partition"],
+            ),
             watermark: float_gauges("tocsin_watermark_seconds", "The watermark, as seconds since 1970.", component),
             alerts: gauges("tocsin_alerts", "Alerts by rule and state.", &["rule", "state"]),
             state_bytes: gauges("tocsin_state_bytes", "About how much memory an operator's state takes.", component),
@@ -202,6 +221,7 @@ impl Metrics {
             made: AtomicU64::new(0),
             notifications: self.notifications.clone(),
             lag: self.source_lag.with_label_values(&[name]),
+            lag_events: self.source_lag_events.clone(),
             expected: self
                 .expected
                 .lock()
@@ -232,6 +252,7 @@ struct Counters {
     /// Dead letters of a sink; of other components their tasks keep count.
     made: AtomicU64,
     lag: Gauge,
+    lag_events: IntGaugeVec,
     /// How many bytes a finite source will have read at its end, plus one; 0 while it does not know.
     expected: Arc<AtomicU64>,
     name: String,
@@ -352,6 +373,11 @@ impl ComponentMetrics {
 
     pub fn lag(&self, seconds: f64) {
         self.0.lag.set(seconds);
+    }
+
+    /// How many records of a partition are not read yet.
+    pub fn lag_events(&self, partition: &str, events: u64) {
+        self.0.lag_events.with_label_values(&[self.0.name.as_str(), partition]).set(events as i64);
     }
 
     pub fn received_events(&self) -> u64 {

@@ -44,10 +44,12 @@ pub enum Reason {
     Unconnected,
     /// It made the component fail, and is passed over.
     Poison,
+    /// A record of Kafka that has no value: it says that there is nothing under its key any more.
+    Tombstone,
 }
 
 impl Reason {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Filtered,
         Self::Aggregated,
         Self::Duplicate,
@@ -62,6 +64,7 @@ impl Reason {
         Self::StateFull,
         Self::Unconnected,
         Self::Poison,
+        Self::Tombstone,
     ];
 
     /// The word it is counted under in metrics and told in dead letters.
@@ -81,6 +84,7 @@ impl Reason {
             Self::StateFull => "state_full",
             Self::Unconnected => "unconnected",
             Self::Poison => "poison",
+            Self::Tombstone => "tombstone",
         }
     }
 }

@@ -117,6 +117,7 @@ impl Simulation {
             position: serde_json::Value::Null,
             arrival: self.now,
             acknowledgement: None,
+            notes: None,
         };
         let lane = Arc::clone(&self.lanes[source]);
         let taken = self.tasks.sources[source].intake.take(lane, block);

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Buffer;
+use crate::decider::Decider;
 use crate::event::Batch;
 use crate::health::Health;
 use crate::ledger::{Account, Kind};
@@ -304,6 +305,17 @@ pub struct Notification {
 pub trait Sink: Send {
     /// What it would send for a record, without sending: for `tocsin test`. `None` for sinks that tell nobody.
     fn preview(&self, _batch: &Batch, _row: u32) -> Option<Notification> {
+        None
+    }
+
+    /// How many bytes it may hold beside what is in its buffer: part of what the daemon may take.
+    fn memory(&self) -> usize {
+        0
+    }
+
+    /// What decides which epoch is the truth, where what it writes becomes visible in a transaction. After it has answered
+    /// a barrier such a sink writes nothing until the epoch is decided or abandoned.
+    fn decider(&self) -> Option<Arc<dyn Decider>> {
         None
     }
 

@@ -12,11 +12,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::Value as Json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::Codec;
-use crate::event::{Lane, Origin, Span};
+use crate::event::{Lane, Notes, Origin, Span};
 use crate::health::Health;
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
@@ -49,7 +49,12 @@ pub struct Block {
     pub arrival: Timestamp,
     /// Told when the block's records are durable: in a complete checkpoint. Only for sources that answer their clients.
     pub acknowledgement: Option<oneshot::Sender<()>>,
+    /// What it knows of the records beside their bytes.
+    pub notes: Option<Notes>,
 }
+
+/// The positions of a source's lanes, by [`Lane::partition`].
+pub type Positions = BTreeMap<String, Json>;
 
 /// What a source tells the engine, in the order it happened.
 #[derive(Debug)]
@@ -63,6 +68,12 @@ pub enum SourceEvent {
         message: String,
         raw: Bytes,
         /// Where reading goes on after it, as of a block.
+        position: Json,
+    },
+    /// The lane is there, and is read from this position on: nothing has been read of it yet. It holds the watermark of the
+    /// source back until it has been read, or is idle.
+    Opened {
+        lane: Arc<Lane>,
         position: Json,
     },
     /// The lane has nothing to read just now: the engine may let its watermark follow the clock after `idle_timeout`.
@@ -133,7 +144,10 @@ pub struct SourceContext {
     pub out_of_order: Duration,
     pub records: RecordOptions,
     /// The positions of its lanes in the checkpoint it starts from, by [`Lane::partition`].
-    pub positions: BTreeMap<String, Json>,
+    pub positions: Positions,
+    /// The positions of the last complete checkpoint, for sources that tell others how far they have come. What decides
+    /// where reading goes on is the checkpoint alone.
+    pub completed: watch::Receiver<Arc<Positions>>,
     /// Whether it is in the checkpoint that the daemon starts from: then `read_from` speaks only of what is new since.
     pub restored: bool,
     /// Where every source reads to its end and finishes (`run --once`).
@@ -191,6 +205,17 @@ impl From<Gone> for SourceError {
 
 /// A source, built but not yet open.
 pub trait Source: Send {
+    /// How many bytes it may hold beside what it has handed over: part of what the daemon may take.
+    fn memory(&self) -> usize {
+        0
+    }
+
+    /// What it reads, for a sink that decides which epoch is the truth ([`Decider`](crate::decider::Decider)): where that may
+    /// have been noted. `None`: nowhere.
+    fn inputs(&self) -> Option<Json> {
+        None
+    }
+
     /// Opens what the source reads from or listens on. Called for all sources before any runs, so that a wrong
     /// configuration never starts half a pipeline.
     fn open<'a>(&'a mut self, context: &'a SourceContext) -> BoxFuture<'a, Result<(), SourceError>>;

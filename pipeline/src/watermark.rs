@@ -52,6 +52,11 @@ impl SourceWatermark {
         self.lanes.get_mut(partition).expect("just inserted")
     }
 
+    /// The lane is there, and holds the source back until it has shown something.
+    pub fn open(&mut self, partition: &str) {
+        self.lane(partition);
+    }
+
     /// What the lane had shown so far, before `seen_max` is added to it.
     pub fn observe(&mut self, partition: &str, seen_max: Timestamp) -> Timestamp {
         let lane = self.lane(partition);

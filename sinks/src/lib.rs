@@ -12,6 +12,7 @@ mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
+mod kafka;
 mod outbox;
 mod receipts;
 mod retry;
@@ -27,6 +28,7 @@ pub static SINKS: &[SinkType] = &[
     SinkType::of::<email::Config>(),
     SinkType::of::<file::Config>(),
     SinkType::of::<http::Config>(),
+    SinkType::of::<kafka::Config>(),
     SinkType::of::<socket::Config>(),
     SinkType::of::<webhook::Config>(),
 ];

@@ -104,6 +104,7 @@ impl Running {
             records: start.records,
             restored: start.positions.is_some(),
             positions: start.positions.clone().unwrap_or_default(),
+            completed: tokio::sync::watch::channel(Arc::default()).1,
             once: start.once,
             data_dir: None,
             clock: Arc::new(SystemClock::default()),

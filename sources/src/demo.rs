@@ -199,6 +199,7 @@ impl Source for Demo {
                     position: progress.write(),
                     arrival,
                     acknowledgement: None,
+                    notes: None,
                 };
                 context.emit(SourceEvent::Block(Arc::clone(&lane), block)).await?;
             }

@@ -449,7 +449,7 @@ pub(crate) async fn emit(
         match framed {
             Framed::Records { bytes, framing, base, end } => {
                 let position = position(end);
-                let block = Block { bytes, framing, base, position, arrival, acknowledgement: None };
+                let block = Block { bytes, framing, base, position, arrival, acknowledgement: None, notes: None };
                 context.emit(SourceEvent::Block(Arc::clone(lane), block)).await?;
             }
             Framed::Rejected { offset, end, message, head } => {

@@ -151,6 +151,7 @@ impl Teller {
             position: json!(null),
             arrival,
             acknowledgement: None,
+            notes: None,
         };
         Ok(self.context.emit(SourceEvent::Block(Arc::clone(&self.lane), block)).await?)
     }

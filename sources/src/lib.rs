@@ -11,6 +11,7 @@ mod framing;
 pub mod fuzzing;
 mod http;
 mod internal;
+mod kafka;
 pub mod listeners;
 mod net;
 mod octets;
@@ -31,6 +32,7 @@ pub static SOURCES: &[SourceType] = &[
     SourceType::of::<file::Config>(),
     SourceType::of::<http::Config>(),
     SourceType::of::<internal::Config>(),
+    SourceType::of::<kafka::Config>(),
     SourceType::of::<socket::Config>(),
     SourceType::of::<stdin::Config>(),
     SourceType::of::<syslog::Config>(),

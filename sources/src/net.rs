@@ -80,7 +80,8 @@ impl Output {
     ) -> Result<(), Gone> {
         self.send(length, |base| {
             let position = json!({ "offset": base + length });
-            let block = Block { bytes, framing, base, position, arrival: self.clock.now(), acknowledgement };
+            let block =
+                Block { bytes, framing, base, position, arrival: self.clock.now(), acknowledgement, notes: None };
             SourceEvent::Block(Arc::clone(&self.lane), block)
         })
         .await

@@ -32,6 +32,7 @@ pub(crate) fn context_of(capacity: usize) -> TestContext {
         records: RecordOptions::default(),
         positions: BTreeMap::new(),
         restored: false,
+        completed: tokio::sync::watch::channel(Arc::default()).1,
         once: false,
         data_dir: None,
         clock: Arc::new(SystemClock::default()),

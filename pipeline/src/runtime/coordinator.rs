@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::edge::{Level, Signal, Ticket};
 use super::offload::offload;
 use super::start::Runner;
-use super::{AUDIT, Accounts, CHECKPOINTS, Done, Failure, Report, RunError, Settings, StateReport, Suspensions};
+use super::{
+    AUDIT, Accounts, CHECKPOINTS, Deciding, Done, Failure, Report, RunError, Settings, StateReport, Suspensions,
+};
 use crate::checkpoint::{Checkpoints, Restored, Snapshot};
 use crate::evolution::{Facts, Role};
 use crate::fault::{self, Defect};
@@ -26,6 +28,10 @@ const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
 const SUSPEND_PATIENCE: Duration = Duration::from_secs(1);
 /// Checkpoints that clients wait for are taken at most this often.
 const HURRIED_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a decider has noted does not last for ever where nothing is added to it (Kafka forgets the offsets of a group after a
+/// week), so epochs are decided anew at least so often.
+const DECIDED_ANEW: Duration = Duration::from_secs(12 * 3600);
 
 /// Whether the pipeline can go on after a task has ended.
 enum Health {
@@ -62,6 +68,8 @@ pub(super) struct Coordinator {
     pub facts: Facts,
     /// The epoch that the run began with.
     pub epoch_before: u64,
+    /// Who decides that an epoch is the truth, where that is not the checkpoint itself.
+    pub decider: Option<Deciding>,
 }
 
 /// What a graph that goes on starts from.
@@ -143,6 +151,7 @@ impl Coordinator {
             tokio::time::sleep(patience).await;
         };
         let mut overdue = std::pin::pin!(overdue);
+        let mut decided_at = runner.settings.clock.monotonic();
         while self.ended < self.counts.0 && !self.is_broken {
             tokio::select! {
                 report = self.reports.recv() => self.between(report),
@@ -171,9 +180,12 @@ impl Coordinator {
                 }
             }
             let now = activity.load(Ordering::Relaxed);
+            let is_old =
+                self.decider.is_some() && runner.settings.clock.monotonic().saturating_sub(decided_at) > DECIDED_ANEW;
             // An idle daemon writes nothing.
-            if (now != covered || self.is_behind) && self.ended < self.counts.0 {
+            if (now != covered || self.is_behind || is_old) && self.ended < self.counts.0 {
                 covered = now;
+                decided_at = runner.settings.clock.monotonic();
                 self.checkpoint(runner).await?;
             }
         }
@@ -251,6 +263,7 @@ impl Coordinator {
             // Nothing is kept, so an acknowledgement can only mean that the record was taken.
             let full = self.left.is_some();
             if let Some((snapshot, ticket)) = self.pass_barrier(runner, 0, full).await? {
+                runner.tell_sources(snapshot.sources.iter().map(|(source, lanes)| (source.as_str(), lanes)), None);
                 self.left = self.left.is_some().then_some(snapshot);
                 acknowledge(&mut ticket.acknowledgements.lock().expect("no holder of this lock panics"));
             }
@@ -266,7 +279,7 @@ impl Coordinator {
         if self.left.is_some() {
             self.left = Some(snapshot.clone());
         }
-        let is_written = self.write(runner, epoch, snapshot).await;
+        let is_written = self.write(runner, epoch, snapshot).await?;
         self.is_behind = !is_written;
         if self.checkpoints.is_some() {
             let took = runner.settings.clock.monotonic().saturating_sub(begun);
@@ -283,19 +296,33 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Writes a snapshot and tells the sinks. A failure is told and counted: the pipeline stays up on the epoch before.
-    async fn write(&mut self, runner: &mut Runner<'_>, epoch: u64, snapshot: Snapshot) -> bool {
-        let Some(mut checkpoints) = self.checkpoints.take() else { return false };
+    /// Writes a snapshot, has it decided, and tells the sinks. A failure to write is told and counted: the pipeline stays up on
+    /// the epoch before.
+    async fn write(&mut self, runner: &mut Runner<'_>, epoch: u64, snapshot: Snapshot) -> Result<bool, RunError> {
+        let Some(mut checkpoints) = self.checkpoints.take() else { return Ok(false) };
         let now = runner.settings.clock.now();
         let written = offload(move || {
             let outcome = checkpoints.write(epoch, snapshot, now);
             (checkpoints, outcome)
         });
         let (checkpoints, outcome) = written.await.expect("writing a checkpoint does not panic");
-        if outcome.is_ok() {
+        let is_decided = match (&self.decider, &outcome) {
+            (Some(deciding), Ok(_)) => is_decided(deciding, epoch, &checkpoints, runner).await?,
+            (Some(deciding), Err(_)) => {
+                deciding.decider.abandon(epoch);
+                false
+            }
+            (None, _) => true,
+        };
+        if outcome.is_ok() && is_decided {
             runner.tell_complete(epoch, &checkpoints);
+            runner.tell_sources(checkpoints.positions(), self.decider.as_ref());
         }
         self.checkpoints = Some(checkpoints);
+        if outcome.is_ok() && !is_decided {
+            self.is_broken = true;
+            return Ok(false);
+        }
         let (metrics, health) = (&runner.settings.metrics, &runner.settings.health);
         match outcome {
             Ok(bytes) => {
@@ -305,13 +332,13 @@ impl Coordinator {
                 metrics.checkpoint_bytes.set(bytes as i64);
                 metrics.checkpoint_epoch.set(epoch as i64);
                 fault::point("checkpoint.told");
-                true
+                Ok(true)
             }
             Err(error) => {
                 metrics.checkpoint_failures.inc();
                 health.raise(Trouble::CheckpointFailed, CHECKPOINTS, &error);
                 tracing::error!(%error, epoch, "a checkpoint could not be written; the one before stays, and the next is tried");
-                false
+                Ok(false)
             }
         }
     }
@@ -449,6 +476,9 @@ impl Coordinator {
             if let Some(checkpoints) = &mut self.checkpoints {
                 checkpoints.hold(snapshot);
             }
+            if let Some(deciding) = &self.decider {
+                deciding.decider.abandon(epoch);
+            }
             return Ok(None);
         }
         fault::point("checkpoint.collected");
@@ -561,7 +591,7 @@ impl Coordinator {
             snapshot.ledger = known.is_none_or(|known| known.ledger != ledger).then_some(ledger);
         }
         let has_news = !snapshot.sinks.is_empty() || !snapshot.buffers.is_empty() || snapshot.ledger.is_some();
-        let is_written = self.checkpoints.is_none() || !has_news || self.write(runner, epoch, snapshot).await;
+        let is_written = self.checkpoints.is_none() || !has_news || self.write(runner, epoch, snapshot).await?;
         // What another graph goes on from is in memory: it is written with its first epoch.
         if !is_written && !is_suspended {
             return Err(RunError::State("the last checkpoint could not be written; some output may repeat".to_owned()));
@@ -594,6 +624,42 @@ impl Coordinator {
         let ledger = Some(self.books.restored);
         let restored = Restored { epoch, sources, journals, operators, sinks, buffers, ledger, facts };
         (self.checkpoints, restored)
+    }
+}
+
+/// Has an epoch decided whose checkpoint is durable; `false`: not in the time that is left before the end, so nobody knows.
+async fn is_decided(
+    deciding: &Deciding,
+    epoch: u64,
+    checkpoints: &Checkpoints,
+    runner: &Runner<'_>,
+) -> Result<bool, RunError> {
+    fault::point("decider.commit");
+    let positions = checkpoints.positions().flat_map(|(_, lanes)| lanes.values().map(|lane| lane.position.clone()));
+    let mut commit = deciding.decider.commit(epoch, positions.collect());
+    let (stop, shutdown_timeout) = (&runner.stop, runner.settings.shutdown_timeout);
+    let mut overdue = std::pin::pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(shutdown_timeout).await;
+    });
+    let mut patience = std::pin::pin!(tokio::time::sleep(CHECKPOINT_TIMEOUT));
+    loop {
+        tokio::select! {
+            committed = &mut commit => {
+                runner.settings.health.clear(Trouble::CheckpointSlow, CHECKPOINTS);
+                fault::point("decider.committed");
+                return committed.map(|()| true).map_err(|error| RunError::decider(&deciding.sink, error));
+            }
+            () = &mut overdue => {
+                tracing::warn!(epoch, "the last transaction was not committed in time; after the next start it is, or done again");
+                return Ok(false);
+            }
+            () = &mut patience => {
+                let message = format!("the transaction of epoch {epoch} is waited for: {} cannot commit it", deciding.sink);
+                runner.settings.health.raise(Trouble::CheckpointSlow, CHECKPOINTS, message);
+                patience.set(tokio::time::sleep(CHECKPOINT_TIMEOUT));
+            }
+        }
     }
 }
 

@@ -29,7 +29,8 @@ use self::restore::SetAside;
 pub use self::restore::State;
 use self::start::{OpenSink, OpenSource, Runner};
 use self::wiring::Wiring;
-use crate::checkpoint::LanePosition;
+use crate::checkpoint::{Decided, LanePosition};
+use crate::decider::{Decider, DeciderContext, DeciderError};
 use crate::graph::{Graph, StageTask, Tasks};
 use crate::health::Health;
 use crate::ledger::{Account, Audit, Ledger};
@@ -95,6 +96,26 @@ pub enum RunError {
     Poisoned { component: String, message: String, held: Option<Held> },
     #[error("{0}")]
     State(String),
+    /// What was written since the checkpoint is undone: go on from there.
+    #[error("{component}: {message}")]
+    Undone { component: String, message: String },
+    /// Somebody else goes on in our place.
+    #[error("{component}: {message}")]
+    Superseded { component: String, message: String },
+    /// It was told to stop before it had started.
+    #[error("stopped before it had started")]
+    Stopped,
+}
+
+impl RunError {
+    fn decider(component: &str, error: DeciderError) -> Self {
+        let component = component.to_owned();
+        match error {
+            DeciderError::Undone(message) => Self::Undone { component, message },
+            DeciderError::Superseded(message) => Self::Superseded { component, message },
+            DeciderError::Failed(message) => Self::Component { component, message },
+        }
+    }
 }
 
 /// A task ended otherwise than it should.
@@ -223,10 +244,15 @@ pub async fn open<'a>(
     let (links, facts, names) = (graph.links(), graph.facts(), graph.names());
     let mut tasks = graph.into_tasks(&settings.metrics);
     tasks.guard(&settings.guard);
+    let decider = match decide(&tasks, settings, &mut state, stop).await {
+        Ok(decider) => decider,
+        Err(error) => return Err((error, state)),
+    };
     let verdicts = state.compare(&facts, settings.undelivered);
     let mut restored = state.restored.clone();
     restored.forget(&verdicts);
     let prepared = restore::tell(&verdicts, settings)
+        .and_then(|()| fits(&tasks, settings))
         .and_then(|()| restore::stages(&mut tasks.stages, &mut restored))
         .and_then(|()| SetAside::new(settings, &verdicts, restored.epoch));
     let aside = match prepared {
@@ -247,6 +273,7 @@ pub async fn open<'a>(
         relays: Vec::new(),
         tills: Vec::new(),
         journals: BTreeMap::new(),
+        completed: Vec::new(),
         hurry: Arc::new(Notify::new()),
         activity: Arc::new(AtomicU64::new(0)),
     };
@@ -285,8 +312,71 @@ pub async fn open<'a>(
         left: None,
         facts,
         epoch_before: before.epoch,
+        decider,
     };
     Ok(Ready { runner, coordinator, lock, sources, stages, sinks, wiring })
+}
+
+/// The sink that decides about epochs, if there is one.
+#[derive(Clone)]
+pub(crate) struct Deciding {
+    sink: Arc<str>,
+    decider: Arc<dyn Decider>,
+}
+
+/// Finds out which epoch is the truth and goes back to it.
+async fn decide(
+    tasks: &Tasks,
+    settings: &Settings,
+    state: &mut State,
+    stop: &CancellationToken,
+) -> Result<Option<Deciding>, RunError> {
+    let mut deciding = tasks.sinks.iter().filter_map(|task| {
+        let decider = task.sink.decider()?;
+        Some((Deciding { sink: Arc::clone(&task.name), decider }, task.metrics.clone()))
+    });
+    let Some((found, metrics)) = deciding.next() else {
+        state.settle(Decided::ByItself)?;
+        return Ok(None);
+    };
+    let Deciding { sink, decider } = &found;
+    if let Some((other, _)) = deciding.next() {
+        return Err(RunError::Start(format!(
+            "`{sink}` and `{}` both write in transactions, and no protocol makes two of them one; split the pipeline",
+            other.sink
+        )));
+    }
+    if state.checkpoints.is_none() {
+        return Err(RunError::Start(format!(
+            "`{sink}` writes each record exactly once, and there is nowhere to keep checkpoints; give [daemon] a data_dir"
+        )));
+    }
+    let context = DeciderContext {
+        name: Arc::clone(sink),
+        metrics,
+        health: settings.health.clone(),
+        clock: Arc::clone(&settings.clock),
+        inputs: tasks.sources.iter().filter_map(|task| task.source.inputs()).collect(),
+    };
+    let decided = tokio::select! {
+        decided = decider.recover(context) => decided.map_err(|error| RunError::decider(sink, error))?,
+        () = stop.cancelled() => return Err(RunError::Stopped),
+    };
+    state.settle(decided.map_or(Decided::Nothing, Decided::Epoch))?;
+    Ok(Some(found))
+}
+
+/// Whether what sources and sinks hold beside the edges leaves those enough.
+fn fits(tasks: &Tasks, settings: &Settings) -> Result<(), RunError> {
+    let held = tasks.memory();
+    if held <= settings.memory / 4 * 3 {
+        return Ok(());
+    }
+    Err(RunError::Start(format!(
+        "sources and sinks hold up to {} MiB beside what is on its way, which is too much of the {} MiB of `daemon.memory`; give it          more, or them less",
+        held >> 20,
+        settings.memory >> 20
+    )))
 }
 
 impl Ready<'_> {

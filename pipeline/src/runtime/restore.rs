@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{CHECKPOINTS, RunError, Settings};
-use crate::checkpoint::{CheckpointError, Checkpoints, Restored};
+use crate::checkpoint::{CheckpointError, Checkpoints, Decided, Restored};
 use crate::evolution::{self, Facts, Fate, Role, Verdict};
 use crate::graph::{StageTask, Work};
 use crate::health::Trouble;
@@ -53,6 +53,34 @@ impl State {
             settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
         }
         Ok(Self { lock: Some(lock), checkpoints: Some(checkpoints), restored })
+    }
+
+    /// Goes back to the epoch that was decided.
+    ///
+    /// # Errors
+    /// When there is nowhere to keep what is to be decided about, or nobody but a person can know what to go on from.
+    pub fn settle(&mut self, decided: Decided) -> Result<(), RunError> {
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        let newest = checkpoints.epoch();
+        match checkpoints.settle(decided) {
+            Ok(None) => {}
+            Ok(Some(restored)) => {
+                let epoch = restored.epoch;
+                tracing::info!(
+                    newest,
+                    epoch,
+                    "the newest checkpoint was prepared and not decided; going on from the one before"
+                );
+                self.restored = restored;
+            }
+            Err(error @ CheckpointError::Io { .. }) => return Err(RunError::Start(error.to_string())),
+            Err(CheckpointError::Refused(reason)) => {
+                return Err(RunError::State(format!(
+                    "{reason}; bring back the data directory that belongs to it, or see docs/kafka.md for what can be done"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What becomes of it under a graph of these facts.

@@ -37,6 +37,10 @@ enum Item {
         taken: Box<Taken>,
         after: After,
     },
+    Opened {
+        lane: Arc<Lane>,
+        position: serde_json::Value,
+    },
     Idle(Arc<Lane>),
     Stalled(Arc<Lane>),
     Closed {
@@ -146,6 +150,7 @@ impl SourceDriver {
                     after: After { position, acknowledgement: None, arrival, journal },
                 }
             }
+            SourceEvent::Opened { lane, position } => Item::Opened { lane, position },
             SourceEvent::Idle(lane) => Item::Idle(lane),
             SourceEvent::Stalled(lane) => Item::Stalled(lane),
             SourceEvent::Closed { lane, keep } => Item::Closed { lane, keep, journal },
@@ -195,6 +200,12 @@ impl SourceDriver {
                     self.intake.metrics.lag(now.since(seen_max).as_secs_f64());
                 }
                 self.advance_at(after.arrival).await?;
+            }
+            Item::Opened { lane, position } => {
+                self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.watermark.open(&lane.partition);
+                let seen = self.watermark.seen(&lane.partition).0;
+                self.positions.entry(lane.partition.clone()).or_insert(LanePosition { position, seen });
             }
             Item::Idle(lane) => {
                 self.is_read(&lane.partition);

@@ -18,12 +18,12 @@ use super::source::SourceDriver;
 use super::spill::{self, Lanes, Shares, Spill};
 use super::stage::{Relay, run_gate, run_stage};
 use super::wiring::Wiring;
-use super::{Done, Failure, Report, RunError, Settings};
-use crate::checkpoint::{Buffer, Checkpoints, Restored};
+use super::{Deciding, Done, Failure, Report, RunError, Settings};
+use crate::checkpoint::{Buffer, Checkpoints, LanePosition, Restored};
 use crate::codec::Codec;
 use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull};
 use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
-use crate::source::{Source, SourceContext};
+use crate::source::{Positions, Source, SourceContext};
 use crate::store::log::{Log, SEGMENT_BYTES};
 use crate::tally::Book;
 use crate::time::Timestamp;
@@ -87,6 +87,8 @@ pub(super) struct Runner<'a> {
     pub tills: Vec<Till>,
     /// By source that has one: what its journal need not hold any more.
     pub journals: BTreeMap<Arc<str>, watch::Sender<u64>>,
+    /// By source: where it is told what the last complete epoch holds.
+    pub completed: Vec<(Arc<str>, watch::Sender<Arc<Positions>>)>,
     pub hurry: Arc<Notify>,
     pub activity: Arc<AtomicU64>,
 }
@@ -237,12 +239,15 @@ impl Runner<'_> {
                 }
             };
             let (barriers_sender, barriers) = mpsc::channel(1);
+            let (completed_sender, completed) = watch::channel(Arc::default());
+            self.completed.push((Arc::clone(&name), completed_sender));
             let context = SourceContext {
                 name: Arc::clone(&name),
                 codec: Arc::clone(&options.codec),
                 out_of_order: options.out_of_order,
                 records: options.records.clone(),
                 positions: lanes,
+                completed,
                 restored: was_there,
                 once: self.settings.once,
                 data_dir,
@@ -354,6 +359,20 @@ impl Runner<'_> {
             }
         }
         self.tell_journals(checkpoints);
+    }
+
+    /// Tells the sources how far an epoch that is complete has come, where `decider` does not tell it to whom it concerns.
+    pub fn tell_sources<'a>(
+        &self,
+        positions: impl Iterator<Item = (&'a str, &'a BTreeMap<String, LanePosition>)>,
+        decider: Option<&Deciding>,
+    ) {
+        for (source, lanes) in positions {
+            let Some((_, completed)) = self.completed.iter().find(|(name, _)| &**name == source) else { continue };
+            let lanes = lanes.iter().map(|(partition, lane)| (partition.clone(), lane.position.clone()));
+            let untold = lanes.filter(|(_, position)| !decider.is_some_and(|it| it.decider.tells(position)));
+            completed.send_replace(Arc::new(untold.collect()));
+        }
     }
 
     /// Tells the journals what they need not hold any more.

@@ -64,7 +64,8 @@ impl Wiring {
         }
         let edges =
             writers.iter().filter(|(to, _)| matches!(to, TaskId::Stage(_))).map(|(_, from)| from.len()).sum::<usize>();
-        let edge_bytes = (settings.memory / edges.max(1)).clamp(EDGE_BYTES.0, EDGE_BYTES.1);
+        let memory = settings.memory.saturating_sub(tasks.memory());
+        let edge_bytes = (memory / edges.max(1)).clamp(EDGE_BYTES.0, EDGE_BYTES.1);
         let sink_queues = tasks.sinks.iter().map(|_| Channel::new()).collect();
         let sink_budgets = tasks
             .sinks

@@ -251,6 +251,7 @@ impl Worker {
             position: to_json(&generation.position),
             arrival: self.context.clock.now(),
             acknowledgement: None,
+            notes: None,
         };
         self.emit(SourceEvent::Block(Arc::clone(&generation.lane), block))
     }

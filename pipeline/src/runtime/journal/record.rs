@@ -77,7 +77,8 @@ impl Record {
             SourceEvent::Closed { lane, keep } => {
                 (Head::Closed { lane: StoredLane::of(lane), keep: keep.clone() }, &[][..], Bytes::new())
             }
-            SourceEvent::Idle(_) | SourceEvent::Stalled(_) => return None,
+            // What can be opened at a position can be read again from there, and needs no journal.
+            SourceEvent::Opened { .. } | SourceEvent::Idle(_) | SourceEvent::Stalled(_) => return None,
         };
         let mut head = head(&stored);
         head.reserve(spans.len() * 8);
@@ -124,7 +125,7 @@ pub(super) fn read(
                 return Err("a record of its block reaches beyond it".to_owned());
             }
             let arrival = Timestamp(arrival);
-            let block = Block { bytes, framing, base, position, arrival, acknowledgement: None };
+            let block = Block { bytes, framing, base, position, arrival, acknowledgement: None, notes: None };
             (SourceEvent::Block(lane(stored), block), arrival)
         }
         Head::Rejected { lane: stored, offset, reason, message, position, arrival } => {
@@ -153,6 +154,7 @@ mod tests {
             position: serde_json::json!({ "offset": 15 }),
             arrival: Timestamp(12),
             acknowledgement: None,
+            notes: None,
         };
         let events = [
             SourceEvent::Block(Arc::clone(&lane), block(Framing::Lines)),

@@ -64,6 +64,7 @@ fn block(number: u64, arrival: i64, acknowledgement: Option<oneshot::Sender<()>>
             position: Json::from(number + 1),
             arrival: Timestamp(arrival),
             acknowledgement,
+            notes: None,
         },
     )
 }
