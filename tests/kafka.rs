@@ -1,6 +1,7 @@
 //! What the harness for tests with Kafka promises: a real broker that can be killed, and a proxy that makes things go wrong.
 //!
 //! Those with a broker are skipped by name until `tests/kafka/fetch` has been run; `tests/kafka/run` skips nothing.
+#![allow(clippy::disallowed_methods, reason = "brokers live in real time")]
 
 mod support;
 

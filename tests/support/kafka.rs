@@ -195,6 +195,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     folder: tempfile::TempDir,
     faults: Arc<Faults>,
+    // Kept from one call to the next: getting a number for what it writes takes a producer a second.
+    producer: Mutex<Option<BaseProducer<Deliveries>>>,
 }
 
 impl Cluster {
@@ -221,7 +223,7 @@ impl Cluster {
         format(&nodes, setup.is_secure);
         nodes.iter().for_each(Node::launch);
         nodes.iter().for_each(Node::wait_until_started);
-        Self { nodes, folder, faults }
+        Self { nodes, folder, faults, producer: Mutex::default() }
     }
 
     /// Where tests and tools connect to.
@@ -306,9 +308,12 @@ impl Cluster {
 
     /// Writes records in order and returns when every node that must has them.
     pub fn produce(&self, topic: &str, partition: i32, records: impl IntoIterator<Item: Into<Record>>) {
-        let mut config = self.client();
-        config.set("enable.idempotence", "true").set("linger.ms", "5");
-        let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default()).unwrap();
+        let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = kept.get_or_insert_with(|| {
+            let mut config = self.client();
+            config.set("enable.idempotence", "true").set("linger.ms", "5");
+            config.create_with_context(Deliveries::default()).unwrap()
+        });
         for record in records {
             let record: Record = record.into();
             let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (name, value)| {
@@ -325,7 +330,7 @@ impl Cluster {
             }
         }
         producer.flush(PATIENCE).unwrap();
-        let failures = producer.context().0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = std::mem::take(&mut *producer.context().0.lock().unwrap_or_else(PoisonError::into_inner));
         assert!(failures.is_empty(), "{failures:?}");
     }
 

@@ -17,6 +17,7 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 
 /// The kinds of requests a client sends, by the protocol's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(clippy::enum_variant_names, reason = "these are the protocol's names")]
 pub enum Api {
     Produce,
     Fetch,
