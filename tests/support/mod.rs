@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests of the whole program live in real time")]
 
 pub mod campaign;
+pub mod kafka;
+pub mod proxy;
 pub mod random;
 pub mod receiver;
 
