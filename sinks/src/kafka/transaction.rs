@@ -37,6 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// So many attempts are nobody's concern.
+const TELL_AFTER: u32 = 5;
+
 /// What transactions are made with.
 pub(super) struct Setup {
     pub settings: ClientConfig,
@@ -230,14 +233,20 @@ impl Shared {
             consumers.insert(group, consumer);
         }
         fault::point("kafka.init");
+        let attempts = std::cell::Cell::new(0);
         let away = |why: &str| {
+            std::thread::sleep(AGAIN);
+            // Coordinators are found, and found to be elsewhere, in the first moments.
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < TELL_AFTER {
+                return;
+            }
             let why = producer.fault().unwrap_or_else(|| why.to_owned());
             let why = format!("cannot reach the brokers {}: {why}", self.setup.connection.brokers.join(", "));
             if context.health.standing().iter().all(|it| it.component != context.name) {
                 tracing::warn!(sink = &*context.name, "{why}; nothing can start before they say what was committed");
             }
             context.health.raise(Trouble::SinkStalled, &context.name, why);
-            std::thread::sleep(AGAIN);
         };
         self.insist(&id, is_wanted, away, || producer.client().init_transactions(PATIENCE))?;
         let mut decided: Option<u64> = None;
