@@ -246,7 +246,8 @@ pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
         // The first that was ever prepared, and it was not decided.
         Decided::Nothing if prepared <= 1 => resume(prepared),
         Decided::Nothing => Recovery::Refuse(
-            "its checkpoints were decided by transactions, and no transaction is known of: the offsets of its group have              expired or were reset, or the cluster is another"
+            "its checkpoints were decided by transactions, and no transaction is known of: the offsets of its group have \
+             expired or were reset, or the cluster is another"
                 .to_owned(),
         ),
         Decided::Epoch(epoch) => match found.iter().position(|(known, _)| *known == epoch) {
@@ -255,7 +256,8 @@ pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
                 let known: Vec<_> = found.iter().map(|(epoch, _)| epoch.to_string()).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Recovery::Refuse(format!(
-                    "the last transaction belongs to epoch {epoch}, and the epochs here are: {known}; this is an older copy of the                      data directory, or another's"
+                    "the last transaction belongs to epoch {epoch}, and the epochs here are: {known}; this is an older copy of the \
+                     data directory, or another's"
                 ))
             }
         },
@@ -391,6 +393,11 @@ impl Checkpoints {
         let (manifest, restored) = whole.map(|whole| (whole.manifest, whole.restored)).unzip();
         self.current = manifest;
         Ok(Some(restored.unwrap_or_default()))
+    }
+
+    /// The epochs that are there and whole, the oldest first.
+    pub fn kept(&self) -> impl Iterator<Item = u64> {
+        self.kept.keys().copied()
     }
 
     /// The positions of all lanes in the last complete epoch, by source.

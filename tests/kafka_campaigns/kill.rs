@@ -57,6 +57,7 @@ fn kill(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         keeper.terminate()?;
         keeper.finish()?;
         stage.judge(&feed, &mut follower, outcome)?;
+        stage.judge_with_kafka(&feed, outcome);
         println!("{} kills, {progress} after progress; {} records", outcome.runs, feed.next);
     }
     outcome.note("with_progress", progress);

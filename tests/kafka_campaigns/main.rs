@@ -10,6 +10,7 @@ mod points;
 #[path = "../campaigns/scene.rs"]
 mod scene;
 mod stage;
+mod stall;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -26,5 +27,19 @@ fn from_kafka_to_kafka_each_record_counts_once_after_any_number_of_kills() {
 fn killed_at_every_point_of_a_transaction_it_loses_and_repeats_nothing() {
     if !is_missing("kafka-points") {
         points::POINTS_CAMPAIGN.run();
+    }
+}
+
+#[test]
+fn a_transaction_that_was_open_for_too_long_is_done_again() {
+    if !is_missing("kafka-expiry") {
+        stall::EXPIRY.run();
+    }
+}
+
+#[test]
+fn a_daemon_whose_place_was_taken_writes_nothing_more_and_ends() {
+    if !is_missing("kafka-zombie") {
+        stall::ZOMBIE.run();
     }
 }

@@ -100,6 +100,9 @@ fn story(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome
     keeper.terminate()?;
     keeper.finish()?;
     stage.judge(&feed, &mut follower, outcome)?;
+    if list.is_some() {
+        stage.judge_with_kafka(&feed, outcome);
+    }
     if !outcome.is_clean() {
         println!("what the daemons said last:\n{}", stage.scene.told());
     }

@@ -29,7 +29,7 @@ use self::restore::SetAside;
 pub use self::restore::State;
 use self::start::{OpenSink, OpenSource, Runner};
 use self::wiring::Wiring;
-use crate::checkpoint::{Decided, LanePosition};
+use crate::checkpoint::{Checkpoints, Decided, LanePosition};
 use crate::decider::{Decider, DeciderContext, DeciderError};
 use crate::graph::{Graph, StageTask, Tasks};
 use crate::health::Health;
@@ -357,6 +357,7 @@ async fn decide(
         health: settings.health.clone(),
         clock: Arc::clone(&settings.clock),
         inputs: tasks.sources.iter().filter_map(|task| task.source.inputs()).collect(),
+        epochs: state.checkpoints.iter().flat_map(Checkpoints::kept).collect(),
     };
     let decided = tokio::select! {
         decided = decider.recover(context) => decided.map_err(|error| RunError::decider(sink, error))?,
@@ -373,7 +374,8 @@ fn fits(tasks: &Tasks, settings: &Settings) -> Result<(), RunError> {
         return Ok(());
     }
     Err(RunError::Start(format!(
-        "sources and sinks hold up to {} MiB beside what is on its way, which is too much of the {} MiB of `daemon.memory`; give it          more, or them less",
+        "sources and sinks hold up to {} MiB beside what is on its way, which is too much of the {} MiB of `daemon.memory`; give it more, \
+         or them less",
         held >> 20,
         settings.memory >> 20
     )))
