@@ -4,6 +4,7 @@
 //! See `docs/testing.md`. Skipped by name until `tests/kafka/fetch` has been run; `tests/kafka/run` skips nothing.
 #![allow(clippy::disallowed_methods, reason = "campaigns live in real time")]
 
+mod faults;
 mod kill;
 mod points;
 #[allow(dead_code, reason = "a part of it is for logs")]
@@ -41,5 +42,19 @@ fn a_transaction_that_was_open_for_too_long_is_done_again() {
 fn a_daemon_whose_place_was_taken_writes_nothing_more_and_ends() {
     if !is_missing("kafka-zombie") {
         stall::ZOMBIE.run();
+    }
+}
+
+#[test]
+fn connections_that_end_before_and_after_any_request_lose_and_repeat_nothing() {
+    if !is_missing("kafka-faults") {
+        faults::FAULTS.run();
+    }
+}
+
+#[test]
+fn brokers_that_are_killed_and_come_back_lose_and_repeat_nothing() {
+    if !is_missing("kafka-brokers") {
+        faults::BROKERS.run();
     }
 }

@@ -15,9 +15,9 @@ use tocsin_pipeline::checkpoint::read_epoch;
 use tocsin_pipeline::store::Disk;
 
 use crate::scene::Scene;
-use crate::support::tocsin;
 use crate::support::campaign::{Order, Outcome};
 use crate::support::kafka::{Cluster, Isolation, Record};
+use crate::support::tocsin;
 
 /// How many partitions the input has.
 pub const PARTITIONS: i32 = 4;
@@ -79,9 +79,9 @@ impl<'c> Stage<'c> {
             ("OUTPUT", format!("{name}-out")),
             ("GROUP", name.clone()),
         ];
-        let pipeline = variables.iter().fold(pipeline.to_owned(), |text, (name, value)| {
-            text.replace(&format!("${{{name}}}"), value)
-        });
+        let pipeline = variables
+            .iter()
+            .fold(pipeline.to_owned(), |text, (name, value)| text.replace(&format!("${{{name}}}"), value));
         let mut config = cluster.client();
         config.set("group.id", &name).set("isolation.level", "read_uncommitted");
         let group = config.create().unwrap();
@@ -157,7 +157,9 @@ impl<'c> Stage<'c> {
         feed.compare("what a reader sees", &follower.seen, outcome);
         self.scene.audit(outcome);
         let told = std::fs::read_to_string(self.scene.path("told")).unwrap_or_default();
-        outcome.violations.extend(told.lines().filter(|line| line.contains("ERROR")).map(|line| format!("told: {line}")));
+        outcome
+            .violations
+            .extend(told.lines().filter(|line| line.contains("ERROR")).map(|line| format!("told: {line}")));
         Ok(())
     }
 
@@ -194,9 +196,10 @@ impl Feed<'_> {
         let range = self.next..self.next + count;
         for partition in 0..PARTITIONS {
             let of = |number: &u64| number % PRODUCERS % PARTITIONS as u64 == partition as u64;
-            let records = range.clone().filter(of).map(|number| {
-                Record::new(Some(&format!("p{}", number % PRODUCERS)), Some(&line(number)))
-            });
+            let records = range
+                .clone()
+                .filter(of)
+                .map(|number| Record::new(Some(&format!("p{}", number % PRODUCERS)), Some(&line(number))));
             self.cluster.produce(&self.topic, partition, records);
         }
         self.next += count;
@@ -212,7 +215,10 @@ impl Feed<'_> {
 
     /// The records that pass the filter: producer and number.
     pub fn kept(&self) -> Vec<(u64, u64)> {
-        (0..self.next).filter(|number| is_kept(*number)).map(|number| (number % PRODUCERS, number / PRODUCERS)).collect()
+        (0..self.next)
+            .filter(|number| is_kept(*number))
+            .map(|number| (number % PRODUCERS, number / PRODUCERS))
+            .collect()
     }
 
     /// Second, producer, count and sum of what is kept.
@@ -326,10 +332,7 @@ impl Follower {
 }
 
 /// Writes records beside whatever is done, and gives back the feed.
-pub fn beside<'c, T>(
-    mut feed: Feed<'c>,
-    work: impl FnOnce() -> anyhow::Result<T>,
-) -> anyhow::Result<(Feed<'c>, T)> {
+pub fn beside<'c, T>(mut feed: Feed<'c>, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(Feed<'c>, T)> {
     let is_over = Arc::<AtomicBool>::default();
     std::thread::scope(|scope| {
         let flag = Arc::clone(&is_over);

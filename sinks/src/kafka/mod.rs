@@ -530,7 +530,8 @@ mod tests {
         assert_eq!(told("topic = \"errors\"\nkey = [\"host]\"]"), "key.0: \"host]\" is not a path to a field\n");
         assert!(told("topic = \"errors\"\nheaders = { a = \"{{ b\" }").starts_with("headers.a: "));
         for timeout in ["500ms", "16m"] {
-            let told = told(&format!("topic = \"errors\"\ndelivery = \"exactly_once\"\ntransaction_timeout = \"{timeout}\""));
+            let told =
+                told(&format!("topic = \"errors\"\ndelivery = \"exactly_once\"\ntransaction_timeout = \"{timeout}\""));
             assert!(told.starts_with("transaction_timeout: not between"), "{told}");
         }
         assert_eq!(told("topic = \"errors\"\nqueue = \"1KiB\""), "queue: too little for what is on its way\n");
