@@ -113,7 +113,7 @@ impl<'c> Stage<'c> {
     fn committed(&self) -> anyhow::Result<Option<(u64, BTreeMap<i32, i64>)>> {
         let mut wanted = TopicPartitionList::new();
         wanted.add_partition_range(&self.input(), 0, PARTITIONS - 1);
-        let found = self.group.committed_offsets(wanted, Duration::from_secs(30))?;
+        let found = self.group.committed_offsets(wanted, Duration::from_secs(2))?;
         let known = found.elements().into_iter().filter_map(|one| match one.offset() {
             Offset::Offset(offset) => Some((one.partition(), offset, one.metadata().to_owned())),
             _ => None,
