@@ -39,6 +39,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// Connections that nothing has come through for so long are closed. librdkafka waits for a group coordinator that is gone until
+/// some connection changes, whatever time it was given (librdkafka#5456, #5511): one that is closed, and opened when it is
+/// needed, is a change.
+const IDLE: Duration = Duration::from_secs(3);
+
 /// So many attempts are nobody's concern.
 const TELL_AFTER: u32 = 5;
 
@@ -234,6 +239,9 @@ impl Shared {
         };
         let mut settings = self.setup.settings.clone();
         settings.set("transactional.id", &*id).set("transaction.timeout.ms", self.setup.timeout.to_string());
+        if settings.get("connections.max.idle.ms").is_none() {
+            settings.set("connections.max.idle.ms", IDLE.as_millis().to_string());
+        }
         let failed = |error: KafkaError| DeciderError::Failed(format!("cannot set up the client: {error}"));
         let producer =
             Producer::new(&settings, Arc::clone(&context.name), context.metrics.clone(), Arc::clone(&context.clock))
