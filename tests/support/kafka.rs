@@ -734,6 +734,8 @@ fn format(nodes: &[Node], is_secure: bool) {
 fn write_certificates(folder: &Path) {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    // Under one name with what it signs, that would be taken for signed by itself.
+    authority.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
     let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
