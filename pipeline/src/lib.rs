@@ -25,6 +25,7 @@ pub mod poison;
 pub mod prefilter;
 pub mod runtime;
 pub mod simulation;
+pub mod sharing;
 pub mod sink;
 pub mod source;
 pub mod store;
