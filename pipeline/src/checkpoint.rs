@@ -3,6 +3,10 @@
 //! `checkpoints/segment-N` holds the pieces of state that changed in epoch N; `checkpoints/manifest-N` names all pieces of the
 //! epoch, most of them in older segments. The rename of the manifest, made durable, is what makes the epoch the truth.
 //! What to do with what is found at start is decided by [`decide`], which touches nothing.
+//!
+//! A chain of checkpoints in a place that several daemons share has owners one after the other, each with a [`Term`]. The
+//! first epoch of a term is whole in its own segment, and an owner deletes nothing of later terms, so whatever somebody does
+//! who does not know yet that he was followed, what the newest owner has written stays as it is.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +20,7 @@ use serde_json::Value as Json;
 use crate::evolution::{Fact, Facts, Fate, Role, Verdict};
 use crate::fault::{self, Defect};
 use crate::ledger::{Audit, Ledger};
+use crate::store::term::{self, Term};
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
 use crate::time::Timestamp;
 
@@ -23,6 +28,8 @@ use crate::time::Timestamp;
 const FORMAT: u32 = 1;
 /// How many complete epochs are kept: a damaged one can be passed over.
 const KEPT: usize = 3;
+/// How often the checkpoints of a chain are looked at anew because somebody deleted some while they were read.
+const LOOKS: usize = 5;
 
 /// What a manifest says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -228,6 +235,10 @@ struct Kept {
 pub struct Checkpoints {
     storage: Arc<dyn Storage>,
     folder: PathBuf,
+    /// Of whom the epochs are; `None`: the folder is that of one daemon, which keeps all others out.
+    term: Option<Term>,
+    /// The files of earlier terms were deleted; where there are no terms, there are none.
+    is_swept: bool,
     /// The manifest of the last complete epoch.
     current: Option<Manifest>,
     /// The sizes of the segments that kept manifests refer to.
@@ -250,6 +261,24 @@ pub enum CheckpointError {
     Io { action: &'static str, path: PathBuf, error: std::io::Error },
     #[error("{0}")]
     Refused(String),
+    /// Nothing more is written: somebody else goes on from what was.
+    #[error("the checkpoints were taken over by {by} (term {term})")]
+    Superseded { term: u64, by: String },
+}
+
+/// Why an epoch was not read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("{name}: {error}")]
+    Io { name: String, error: std::io::Error },
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<Damaged> for Unread {
+    fn from(damaged: Damaged) -> Self {
+        Self::Damaged(damaged.to_string())
+    }
 }
 
 impl Checkpoints {
@@ -268,17 +297,7 @@ impl Checkpoints {
             .filter_map(|name| number(name, "manifest-").or_else(|| number(name, "segment-")))
             .max()
             .unwrap_or(0);
-        let mut checkpoints = Self {
-            storage,
-            folder: folder.clone(),
-            current: None,
-            segments: BTreeMap::new(),
-            kept: BTreeMap::new(),
-            unsaved: Snapshot::default(),
-            facts: Facts::new(),
-            is_migrated: false,
-            next_epoch: highest + 1,
-        };
+        let mut checkpoints = Self::new(storage, folder.clone(), None, highest + 1);
         let mut loaded = BTreeMap::new();
         let mut found = Vec::new();
         for epoch in epochs {
@@ -305,6 +324,97 @@ impl Checkpoints {
                 checkpoints.collect_garbage();
                 Ok((checkpoints, restored, passed_over))
             }
+        }
+    }
+
+    /// Opens the chain of checkpoints in a folder for the owner of `term`: what to go on from, and what was passed over for it.
+    /// What is there stays there until this owner has written enough of its own.
+    pub fn open_term(
+        storage: Arc<dyn Storage>,
+        folder: &Path,
+        term: Term,
+    ) -> Result<(Self, Restored, Vec<Found>), CheckpointError> {
+        let mut checkpoints = Self::new(storage, folder.join("checkpoints"), Some(term), term.first_epoch());
+        let outcome = checkpoints.read_newest(folder);
+        // Whoever has been followed already has read what the next owner was deleting: what came of it means nothing.
+        checkpoints.check_term()?;
+        let (found, newest) = outcome?;
+        match decide(found) {
+            Recovery::StartFresh => Ok((checkpoints, Restored::default(), Vec::new())),
+            Recovery::Refuse(reason) => Err(CheckpointError::Refused(reason)),
+            Recovery::Resume { epoch, passed_over } => {
+                let Epoch { manifest, restored, .. } = newest.expect("decided from what was read");
+                checkpoints.keep(epoch, &manifest);
+                // All of it goes out with the first epoch, with what has changed by then in its place.
+                checkpoints.unsaved.operators = restored.operators.clone();
+                checkpoints.unsaved.sinks = restored.sinks.clone();
+                checkpoints.rise_above(&manifest);
+                checkpoints.current = Some(manifest);
+                Ok((checkpoints, restored, passed_over))
+            }
+        }
+    }
+
+    fn new(storage: Arc<dyn Storage>, folder: PathBuf, term: Option<Term>, next_epoch: u64) -> Self {
+        Self {
+            storage,
+            folder,
+            term,
+            is_swept: term.is_none(),
+            current: None,
+            segments: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            unsaved: Snapshot::default(),
+            facts: Facts::new(),
+            is_migrated: false,
+            next_epoch,
+        }
+    }
+
+    /// The newest whole epoch, and what was found on the way to it. Somebody may be writing and deleting there.
+    fn read_newest(&self, chain: &Path) -> Result<(Vec<Found>, Option<Epoch>), CheckpointError> {
+        let list = || {
+            let io = |error| CheckpointError::Io { action: "listing", path: self.folder.clone(), error };
+            self.storage.list(&self.folder).map_err(io)
+        };
+        let mut names = list()?;
+        let mut looks = 1;
+        loop {
+            let mut epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+            epochs.sort_unstable();
+            let mut found = Vec::new();
+            let mut newest = None;
+            while let (Some(epoch), None) = (epochs.pop(), &newest) {
+                match load(&*self.storage, chain, epoch) {
+                    Ok(whole) => {
+                        newest = Some(whole);
+                        found.push(Found { epoch, damage: None });
+                    }
+                    // What cannot be read now can be read later: to go on from an older epoch would be to forget this one.
+                    Err(Unread::Io { name, error }) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(CheckpointError::Io { action: "reading", path: self.folder.join(name), error });
+                    }
+                    Err(unread) => found.push(Found { epoch, damage: Some(unread.to_string()) }),
+                }
+            }
+            if looks == LOOKS || found.iter().all(|found| found.damage.is_none()) {
+                return Ok((found, newest));
+            }
+            looks += 1;
+            let before = std::mem::replace(&mut names, list()?);
+            if names == before {
+                return Ok((found, newest));
+            }
+        }
+    }
+
+    /// Fails if somebody has taken a later term.
+    fn check_term(&self) -> Result<(), CheckpointError> {
+        let Some(term) = self.term else { return Ok(()) };
+        match term::successor(&*self.storage, &self.folder, term) {
+            Ok(None) => Ok(()),
+            Ok(Some((term, by))) => Err(CheckpointError::Superseded { term, by }),
+            Err(error) => Err(CheckpointError::Io { action: "listing", path: self.folder.clone(), error }),
         }
     }
 
@@ -380,9 +490,10 @@ impl Checkpoints {
     }
 
     /// Writes an epoch. When this returns without error it is the truth; when it fails the epoch before stays that, and
-    /// what was collected is written with the next.
+    /// what was collected is written with the next. An owner of a term that was taken over from writes nothing more.
     pub fn write(&mut self, epoch: u64, snapshot: Snapshot, now: Timestamp) -> Result<u64, CheckpointError> {
         self.unsaved.overlay(snapshot);
+        self.check_term()?;
         let mut manifest = self.current.clone().unwrap_or_else(|| Manifest {
             format: FORMAT,
             epoch,
@@ -461,12 +572,21 @@ impl Checkpoints {
         let mut file = FileWriter::new(epoch);
         let text = serde_json::to_vec(manifest).expect("a manifest has string keys");
         file.push(epoch, Kind::Manifest, &text);
-        let (path, temporary) = (self.path("manifest", epoch), self.folder.join("manifest.tmp"));
-        fault::point("manifest.write");
-        self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
-        fault::point("manifest.written");
-        self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
-        fault::point("manifest.renamed");
+        let path = self.path("manifest", epoch);
+        let temporary = match self.term {
+            None => self.folder.join("manifest.tmp"),
+            // Whoever was before may be writing one too.
+            Some(_) => path.with_extension("tmp"),
+        };
+        if self.storage.is_atomic() {
+            self.storage.write_new(&path, file.content()).map_err(io("writing", &path))?;
+        } else {
+            fault::point("manifest.write");
+            self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
+            fault::point("manifest.written");
+            self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
+            fault::point("manifest.renamed");
+        }
         self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
         fault::point("manifest.synced");
         Ok((written + file.len()) as u64)
@@ -514,6 +634,25 @@ impl Checkpoints {
             let _ = self.storage.remove(&self.path("segment", segment));
         }
         fault::point("garbage.done");
+        if !self.is_swept && self.kept.len() == KEPT && self.kept.keys().all(|epoch| self.is_own(*epoch)) {
+            self.is_swept = true;
+            self.sweep();
+        }
+    }
+
+    fn is_own(&self, epoch: u64) -> bool {
+        self.term.is_some_and(|term| term.number() == Term::of(epoch))
+    }
+
+    /// Deletes the files of earlier terms, also those that their owners left behind: there are enough epochs of this one. A
+    /// failure leaves files too many, which the next owner deletes.
+    fn sweep(&self) {
+        let Some(term) = self.term else { return };
+        for name in self.storage.list(&self.folder).unwrap_or_default() {
+            if term::is_earlier(&name, term) {
+                let _ = self.storage.remove(&self.folder.join(name));
+            }
+        }
     }
 
     fn path(&self, kind: &str, epoch: u64) -> PathBuf {
@@ -542,23 +681,31 @@ pub fn audit(storage: &dyn Storage, data_dir: &Path) -> Result<Option<Audit>, Ch
             Ok(Manifest { ledger, written_at: taken_at, .. }) => {
                 return Ok(Some(Audit { epoch, taken_at, ledger: ledger.unwrap_or_default() }));
             }
-            Err(found) => damage = damage.or(Some(found)),
+            Err(found) => damage = damage.or(Some(found.to_string())),
         }
     }
     damage.map_or(Ok(None), |damage| Err(CheckpointError::Refused(damage)))
 }
 
-fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manifest, String> {
-    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-    let content = storage.read(path).map_err(|error| format!("{name}: {error}"))?;
-    let damaged = |damaged: Damaged| damaged.to_string();
-    let reader = FileReader::new(&name, epoch, &content).map_err(damaged)?;
-    let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest).map_err(damaged)?;
-    let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{name}: {error}"))?;
+fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manifest, Unread> {
+    let (name, content) = read(storage, path)?;
+    let reader = FileReader::new(&name, epoch, &content)?;
+    let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest)?;
+    let manifest: Manifest =
+        serde_json::from_slice(text).map_err(|error| Unread::Damaged(format!("{name}: {error}")))?;
     if manifest.format != FORMAT {
-        return Err(format!("{name}: format {} is not known to this version", manifest.format));
+        return Err(Unread::Damaged(format!("{name}: format {} is not known to this version", manifest.format)));
     }
     Ok(manifest)
+}
+
+/// A file and its name.
+fn read(storage: &dyn Storage, path: &Path) -> Result<(String, Vec<u8>), Unread> {
+    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+    match storage.read(path) {
+        Ok(content) => Ok((name, content)),
+        Err(error) => Err(Unread::Io { name, error }),
+    }
 }
 
 fn path(folder: &Path, kind: &str, epoch: u64) -> PathBuf {
@@ -591,7 +738,10 @@ pub fn epochs(storage: &dyn Storage, data_dir: &Path) -> Result<Vec<u64>, Checkp
     let folder = data_dir.join("checkpoints");
     let names =
         storage.list(&folder).map_err(|error| CheckpointError::Io { action: "listing", path: folder, error })?;
-    Ok(names.iter().filter_map(|name| number(name, "manifest-")).collect())
+    let mut epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+    // Names are in another order than numbers once these have more digits than the names provide for.
+    epochs.sort_unstable();
+    Ok(epochs)
 }
 
 /// Reads every byte of a file of checkpoints. `None`: the name is not that of one.
@@ -602,29 +752,23 @@ pub fn verify(name: &str, content: &[u8]) -> Option<Result<(), Damaged>> {
 
 /// Reads an epoch with all its pieces, or says what is wrong with it.
 pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<Epoch, String> {
+    load(storage, data_dir, epoch).map_err(|unread| unread.to_string())
+}
+
+fn load(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<Epoch, Unread> {
     let folder = data_dir.join("checkpoints");
-    let read = |kind: &str, number: u64| -> Result<(String, Vec<u8>), String> {
-        let path = path(&folder, kind, number);
-        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-        let content = storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
-        Ok((name, content))
-    };
-    let manifest_path = path(&folder, "manifest", epoch);
-    let manifest = read_manifest(storage, &manifest_path, epoch)?;
-    let damaged = |damaged: Damaged| damaged.to_string();
+    let manifest = read_manifest(storage, &path(&folder, "manifest", epoch), epoch)?;
     let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
     for place in places(&manifest) {
         if let Entry::Vacant(entry) = segments.entry(place.segment) {
-            entry.insert(read("segment", place.segment)?);
+            entry.insert(read(storage, &path(&folder, "segment", place.segment))?);
         }
     }
-    let piece = |place: &Place, kind| -> Result<Bytes, String> {
+    let piece = |place: &Place, kind| -> Result<Bytes, Unread> {
         let (name, content) = &segments[&place.segment];
-        let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
-        reader
-            .record(place.offset, place.segment, kind)
-            .map(|(piece, _)| Bytes::copy_from_slice(piece))
-            .map_err(damaged)
+        let reader = FileReader::new(name, place.segment, content)?;
+        let (piece, _) = reader.record(place.offset, place.segment, kind)?;
+        Ok(Bytes::copy_from_slice(piece))
     };
     let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
     restored.journals = manifest.journals.clone();
@@ -636,7 +780,7 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
             .groups
             .iter()
             .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
-            .collect::<Result<_, String>>()?;
+            .collect::<Result<_, Unread>>()?;
         restored.operators.insert(operator.clone(), (pieces.version, groups));
     }
     for (sink, place) in &manifest.sinks {

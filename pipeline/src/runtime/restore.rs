@@ -37,7 +37,7 @@ impl State {
         let lock = settings.storage.lock(data_dir).map_err(RunError::Start)?;
         let (checkpoints, restored, passed_over) =
             Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
-                CheckpointError::Io { .. } => RunError::Start(error.to_string()),
+                CheckpointError::Io { .. } | CheckpointError::Superseded { .. } => RunError::Start(error.to_string()),
                 CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
             })?;
         for found in &passed_over {

@@ -1,7 +1,7 @@
 //! The files of a data directory: written so that a crash at any instruction leaves either the old or the new.
 //!
-//! All reading and writing of state goes through [`Storage`], so that the same code runs on a disk, with injected faults, and
-//! in simulation. A file begins with a header (magic, format version, a number of its own) and holds framed records:
+//! All reading and writing of state goes through [`Storage`], so that the same code runs on a disk, on an object store, with
+//! injected faults, and in simulation. A file begins with a header (magic, format version, a number of its own) and holds framed records:
 //!
 //! ```text
 //! len u32 | crc32c u32 | epoch u64 | kind u8 | payload        (little endian; len and crc cover epoch, kind and payload)
@@ -9,8 +9,10 @@
 
 mod disk;
 pub mod log;
+pub mod object;
 #[cfg(any(test, feature = "faults"))]
 pub mod simulated;
+pub mod term;
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
@@ -24,6 +26,14 @@ pub trait Storage: Debug + Send + Sync {
     /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`]. A file of that
     /// name is removed first and never written over: after a crash it may be known by the name it was renamed to as well.
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Like [`Self::write_new`], but fails with `AlreadyExists` where there is a file of that name: of all that try, also on
+    /// other machines, one succeeds.
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Whether [`Self::write_new`] lets nobody see a part of the content, puts it in the place of what was there in one step,
+    /// and makes the name durable too: then nothing is gained by writing to another name and renaming.
+    fn is_atomic(&self) -> bool {
+        false
+    }
     /// Opens a file to add to its end, making it if there is none. The name of a new one is durable only after
     /// [`Self::sync_dir`].
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>>;
