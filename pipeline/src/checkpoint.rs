@@ -540,7 +540,13 @@ impl Checkpoints {
         }
         let written = match self.write_files(epoch, &manifest, &segment) {
             Err(_) if fault::is_planted(Defect::IgnoredError) => 0,
-            written => written?,
+            Err(error) => {
+                // A later owner may have deleted what was being written.
+                let followed = self.check_term().err();
+                let followed = followed.filter(|error| matches!(error, CheckpointError::Superseded { .. }));
+                return Err(followed.unwrap_or(error));
+            }
+            Ok(written) => written,
         };
         self.unsaved = Snapshot::default();
         self.is_migrated = false;

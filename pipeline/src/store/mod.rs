@@ -261,6 +261,10 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
     use super::*;
 
     #[test]
@@ -291,6 +295,63 @@ mod tests {
         assert!(reader.record(offset, 4, Kind::Piece).is_err());
         assert!(reader.record(offset, 3, Kind::Manifest).is_err());
         assert!(FileReader::new("f", 8, writer.content()).is_err());
+    }
+
+    /// What each storage does alike, in a folder that is not there yet.
+    pub(super) fn conform(storage: &dyn Storage, folder: &Path) {
+        let path = |name: &str| folder.join("d").join(name);
+        let names = |folder: &Path| storage.list(folder).unwrap();
+        let kind = |error: io::Error| error.kind();
+        storage.create_dir(&folder.join("d/below")).unwrap();
+        storage.create_dir(&folder.join("d/below")).unwrap();
+        assert!(names(&folder.join("d")).is_empty(), "folders are not listed");
+        assert_eq!(kind(storage.read(&path("a")).unwrap_err()), io::ErrorKind::NotFound);
+        assert_eq!(kind(storage.length(&path("a")).unwrap_err()), io::ErrorKind::NotFound);
+
+        storage.write_new(&path("b"), b"first").unwrap();
+        storage.write_new(&path("b"), b"second one").unwrap();
+        storage.write_new(&path("a"), b"").unwrap();
+        storage.write_new(&folder.join("d/below/c"), b"apart").unwrap();
+        storage.sync_dir(&folder.join("d")).unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"second one");
+        assert_eq!((storage.length(&path("b")).unwrap(), storage.length(&path("a")).unwrap()), (10, 0));
+        assert_eq!(
+            (names(&folder.join("d")), names(&folder.join("d/below"))),
+            (vec!["a".into(), "b".into()], vec!["c".into()])
+        );
+        for (offset, length, content) in
+            [(0, 3, &b"sec"[..]), (7, 3, b"one"), (7, 100, b"one"), (10, 1, b""), (100, 1, b""), (3, 0, b"")]
+        {
+            assert_eq!(storage.read_at(&path("b"), offset, length).unwrap(), content, "{length} from {offset}");
+        }
+
+        storage.create_new(&path("e"), b"made").unwrap();
+        for there in ["e", "b", "a"] {
+            assert_eq!(kind(storage.create_new(&path(there), b"again").unwrap_err()), io::ErrorKind::AlreadyExists);
+        }
+        assert_eq!(storage.read(&path("e")).unwrap(), b"made");
+
+        storage.rename(&path("e"), &path("b")).unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"made");
+        assert_eq!(kind(storage.read(&path("e")).unwrap_err()), io::ErrorKind::NotFound);
+        assert_eq!(kind(storage.rename(&path("e"), &path("b")).unwrap_err()), io::ErrorKind::NotFound);
+
+        storage.remove(&path("b")).unwrap();
+        storage.sync_dir(&folder.join("d")).unwrap();
+        assert_eq!(names(&folder.join("d")), ["a"]);
+        storage.create_new(&path("b"), b"anew").unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"anew");
+        let many = vec![7; 300_000];
+        storage.write_new(&path("many"), &many).unwrap();
+        assert!(storage.read(&path("many")).unwrap() == many);
+    }
+
+    #[test]
+    fn storages_do_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        conform(&Disk, folder.path());
+        conform(&simulated::SimulatedDisk::default(), Path::new("/data"));
+        conform(&object::ObjectStorage::new(Arc::new(InMemory::new())).unwrap(), Path::new("data/of/tests"));
     }
 
     #[test]

@@ -43,16 +43,16 @@ const RETRIES: Duration = Duration::from_secs(60);
 /// What can be written, for those who write something else.
 const FORMS: &str = "write a folder, or s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER";
 
-/// A place that several daemons share.
+/// Where several daemons keep what they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// A folder that all of them see.
     Folder(PathBuf),
     /// A part of an object store.
     Bucket(Url),
 }
 
-impl FromStr for Place {
+impl FromStr for Location {
     type Err = String;
 
     /// Looks at nothing outside.
@@ -84,7 +84,7 @@ impl FromStr for Place {
     }
 }
 
-impl Place {
+impl Location {
     /// Its storage, and the folder in that. Credentials, regions and endpoints are taken from the environment, by the names
     /// that the tools of each provider use. Connects to nothing.
     pub fn open(&self) -> Result<(Arc<dyn Storage>, PathBuf), String> {
@@ -101,7 +101,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => write!(formatter, "{}", folder.display()),
@@ -370,5 +370,103 @@ impl HttpService for Connected {
                 HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)))
             }))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::super::tests::conform;
+    use super::*;
+    use crate::store::term;
+
+    fn parse(text: &str) -> Result<Location, String> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_location_is_a_folder_or_a_bucket() {
+        assert_eq!(parse("/shared/state").unwrap(), Location::Folder("/shared/state".into()));
+        assert_eq!(parse("state").unwrap(), Location::Folder("state".into()));
+        assert_eq!(parse("file:///shared/a%20b").unwrap(), Location::Folder("/shared/a b".into()));
+        for bucket in ["s3://logs", "s3://logs/", "s3://logs/tocsin/state", "gs://logs/tocsin", "az://logs/tocsin"] {
+            assert_eq!(parse(bucket).unwrap().to_string(), bucket);
+        }
+        for (wrong, problem) in [
+            ("", "it is empty"),
+            ("s3://", "no bucket"),
+            ("s3:///state", "no bucket"),
+            ("file://host/state", "it names no folder"),
+            ("https://s3.amazonaws.com/logs", "https:// is not known"),
+            ("s3://key:secret@logs/state", "credentials do not belong here"),
+            ("s3://logs/state?region=eu", "only a bucket and a folder"),
+            ("s3://logs:9000/state", "only a bucket and a folder"),
+            ("s3://logs/a//b", "Path"),
+            ("s3://lo gs/", "not a URL"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(problem) && !error.contains("secret"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn callers_may_be_in_any_runtime_or_none_and_as_many_as_they_are() {
+        let storage = Arc::new(ObjectStorage::new(Arc::new(InMemory::new())).unwrap());
+        let write = |number: u64| {
+            let path = PathBuf::from(format!("d/{number}"));
+            storage.write_new(&path, b"content").unwrap();
+            assert_eq!(storage.read(&path).unwrap(), b"content");
+        };
+        write(0);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async { write(1) });
+        tokio::runtime::Builder::new_multi_thread().build().unwrap().block_on(async { write(2) });
+        std::thread::scope(|scope| (3..20).for_each(|number| drop(scope.spawn(move || write(number)))));
+        assert_eq!(storage.list(Path::new("d")).unwrap().len(), 20);
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_told_in_time_and_by_its_kind() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let retry = RetryConfig { max_retries: 1, ..RetryConfig::default() };
+        let store = AmazonS3Builder::new()
+            .with_bucket_name("logs")
+            .with_access_key_id("key")
+            .with_secret_access_key("secret")
+            .with_endpoint(format!("http://{address}"))
+            .with_allow_http(true)
+            .with_retry(retry)
+            .with_http_connector(Connector)
+            .build()
+            .unwrap();
+        let error = ObjectStorage::new(Arc::new(store)).unwrap().read(Path::new("d/a")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotConnected, "{error}");
+        assert!(error.to_string().contains("refused") && !error.to_string().contains("secret"), "{error}");
+    }
+
+    /// `TOCSIN_S3` is the URL of an empty folder in a bucket, with the rest in the environment as in production.
+    #[test]
+    fn a_server_does_as_the_others() {
+        let Ok(url) = std::env::var("TOCSIN_S3") else {
+            eprintln!("skipped a_server_does_as_the_others: TOCSIN_S3 names no bucket");
+            return;
+        };
+        let (storage, folder) = parse(&url).unwrap().open().unwrap();
+        term::check(&*storage, &folder).unwrap();
+        conform(&*storage, &folder.join("alike"));
+        for number in 1..4 {
+            assert_eq!(term::Term::take(&*storage, &folder.join("lane"), "a test").unwrap().number(), number);
+        }
+        let takers = folder.join("taken at once");
+        let mut taken: Vec<_> = std::thread::scope(|scope| {
+            let take = || term::Term::take(&*storage, &takers, "one of many").unwrap();
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken.len(), 8);
     }
 }

@@ -142,3 +142,6 @@ fn owner(storage: &dyn Storage, folder: &Path, term: Term) -> String {
         who => who.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;
