@@ -40,8 +40,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(30);
 /// For how long a request that failed is sent again.
 const RETRIES: Duration = Duration::from_secs(60);
-/// What can be written, for those who write something else.
-const FORMS: &str = "write a folder, or s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER";
+/// How a [`Location`] is written, for those who have written something else.
+pub const FORMS: &str = "write a folder, or s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER; credentials are \
+                         taken from the environment";
 
 /// Where several daemons keep what they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,27 +60,25 @@ impl FromStr for Location {
     fn from_str(text: &str) -> Result<Self, String> {
         if !text.contains("://") {
             return match text {
-                "" => Err(format!("it is empty; {FORMS}")),
+                "" => Err("it is empty".to_owned()),
                 folder => Ok(Self::Folder(folder.into())),
             };
         }
-        let url = Url::parse(text).map_err(|error| format!("not a URL: {error}; {FORMS}"))?;
+        let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("credentials do not belong here: they are taken from the environment".to_owned());
+            return Err("credentials do not belong into a configuration".to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() || url.port().is_some() {
-            return Err(format!("only a bucket and a folder in it can be given; {FORMS}"));
+            return Err("there is more to it than a bucket and a folder".to_owned());
         }
         match url.scheme() {
-            "file" => url.to_file_path().map(Self::Folder).map_err(|()| format!("it names no folder; {FORMS}")),
-            "s3" | "gs" | "az" if url.host_str().is_none_or(str::is_empty) => {
-                Err(format!("it names no bucket; {FORMS}"))
-            }
+            "file" => url.to_file_path().map(Self::Folder).map_err(|()| "it names no folder".to_owned()),
+            "s3" | "gs" | "az" if url.host_str().is_none_or(str::is_empty) => Err("it names no bucket".to_owned()),
             "s3" | "gs" | "az" => match ObjectStoreScheme::parse(&url) {
                 Ok(_) => Ok(Self::Bucket(url)),
-                Err(error) => Err(format!("{error}; {FORMS}")),
+                Err(error) => Err(error.to_string()),
             },
-            scheme => Err(format!("{scheme}:// is not known; {FORMS}")),
+            scheme => Err(format!("{scheme}:// is not known")),
         }
     }
 }
@@ -399,9 +398,9 @@ mod tests {
             ("s3:///state", "no bucket"),
             ("file://host/state", "it names no folder"),
             ("https://s3.amazonaws.com/logs", "https:// is not known"),
-            ("s3://key:secret@logs/state", "credentials do not belong here"),
-            ("s3://logs/state?region=eu", "only a bucket and a folder"),
-            ("s3://logs:9000/state", "only a bucket and a folder"),
+            ("s3://key:secret@logs/state", "credentials do not belong"),
+            ("s3://logs/state?region=eu", "more to it than a bucket"),
+            ("s3://logs:9000/state", "more to it than a bucket"),
             ("s3://logs/a//b", "Path"),
             ("s3://lo gs/", "not a URL"),
         ] {
