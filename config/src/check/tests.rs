@@ -647,14 +647,22 @@ six"""
 fn what_daemons_share_is_a_place_and_a_name_each() {
     let text = "[sources.a]\ntype = \"tail\"\npaths = [\"a\"]\n[sinks.mail]\ntype = \"mail\"\ninputs = [\"a\"]\nsmtp = \"smtp://x\"\n";
     let set = ["daemon.checkpoint_store=s3://logs/tocsin", "daemon.instance=node-1.example_2"];
-    check_all(&[("a.toml", text)], &set, expect![[r#"
+    check_all(
+        &[("a.toml", text)],
+        &set,
+        expect![[r#"
         a.toml:1 a (tail)
         a.toml:4 mail (mail) 0←a
-    "#]]);
-    check_all(&[("a.toml", text)], &["daemon.checkpoint_store=/shared/tocsin"], expect![[r#"
+    "#]],
+    );
+    check_all(
+        &[("a.toml", text)],
+        &["daemon.checkpoint_store=/shared/tocsin"],
+        expect![[r#"
         a.toml:1 a (tail)
         a.toml:4 mail (mail) 0←a
-    "#]]);
+    "#]],
+    );
     check_all(
         &[("a.toml", text)],
         &["daemon.checkpoint_store=ftp://host/folder", "daemon.instance=two words"],
@@ -672,7 +680,10 @@ fn what_daemons_share_is_a_place_and_a_name_each() {
             2 problems
         "#]],
     );
-    check_all(&[("a.toml", text)], &["daemon.checkpoint_store=s3:///folder", "daemon.instance="], expect![[r#"
+    check_all(
+        &[("a.toml", text)],
+        &["daemon.checkpoint_store=s3:///folder", "daemon.instance="],
+        expect![[r#"
         --set:1:25: error: it names no bucket
         1 | daemon.checkpoint_store=s3:///folder
           |                         ^^^^^^^^^^^^
@@ -684,7 +695,8 @@ fn what_daemons_share_is_a_place_and_a_name_each() {
         help: write letters, digits, `.`, `_` and `-`, such as "node-1" or "${HOSTNAME}"
 
         2 problems
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -393,6 +393,33 @@ fn a_term_that_was_had_and_deleted_meanwhile_is_not_taken_again() {
     });
 }
 
+#[test]
+fn what_is_deleted_while_it_is_read_is_not_taken_for_damage() {
+    on_each(|storage, folder| {
+        let world = World::new(Arc::clone(&storage));
+        let term = Term::take(&*storage, folder, "alpha").unwrap();
+        let (checkpoints, ..) = Checkpoints::open_term(Through::new(&world, Some(term)), folder, term).unwrap();
+        let mut first = Owner { checkpoints, content: Content::default() };
+        for group in 0..3 {
+            first.write(group, "piece").unwrap();
+        }
+        let term = Term::take(&*storage, folder, "beta").unwrap();
+        let mut operations = 0;
+        lock(&world).before = Some(Box::new(move |_| {
+            operations += 1;
+            // Between the listing and the reading: none of what was listed is left.
+            if operations == 2 {
+                for group in 0..3 {
+                    first.write(group, "other").unwrap();
+                }
+            }
+        }));
+        let (_, restored, passed_over) = Checkpoints::open_term(Through::new(&world, None), folder, term).unwrap();
+        assert_eq!((restored.epoch, passed_over), (1_000_000_000_006, Vec::new()));
+        assert_eq!(Content::of(&restored).groups[&2], "other");
+    });
+}
+
 /// Who takes part in a random story, and what is known of what they have written.
 struct Story {
     random: Random,
