@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use serde_json::Value as Json;
 use tocsin_config::Plan;
 use tocsin_config::build::build_lane;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::poison;
 use crate::reload::Request;
-use crate::run::Daemon;
+use crate::run::{Daemon, memory};
 use crate::views::{View, Views};
 
 /// A lane that another daemon has taken over, and that is still said to be ours, is tried again after so long: who is right shows by
@@ -36,6 +36,9 @@ const CONTESTED: Duration = Duration::from_secs(5);
 const CHANGES: usize = 16;
 /// Beside the time that draining takes, what the last checkpoint may take until a partition is given away.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// What a lane may take at the least, whatever its part of `daemon.memory` is.
+const LANE_MEMORY: usize = 8 << 20;
 
 /// A partition of a section's source.
 type Key = (usize, Partition);
@@ -228,7 +231,7 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
         data_dir: None,
         shared: Some(shared),
         completed: Some(completed),
-        memory: (common.daemon.memory(&common.plan) / of.max(1)).max(LANE_MEMORY),
+        memory: (memory(&common.plan) / of.max(1)).max(LANE_MEMORY),
         metrics,
         health,
         status,

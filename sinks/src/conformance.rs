@@ -141,6 +141,11 @@ impl Storage for Failing {
         Disk.write_new(path, content)
     }
 
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.check(Call::WriteNew)?;
+        Disk.create_new(path, content)
+    }
+
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>> {
         Ok(Box::new(FailingFile { storage: self.clone(), file: Disk.append(path)? }))
     }

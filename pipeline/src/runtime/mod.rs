@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot};
+use serde_json::Value as Json;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -46,10 +47,23 @@ const CHECKPOINTS: &str = "checkpoints";
 /// What an imbalance is told under.
 const AUDIT: &str = "audit";
 
+/// Checkpoints in a place that several daemons see: whoever opens them last goes on with them.
+pub struct Shared {
+    pub storage: Arc<dyn Storage>,
+    /// Of this pipeline alone.
+    pub folder: PathBuf,
+    /// Who we are, for people.
+    pub who: String,
+}
+
 /// How a pipeline is run.
 pub struct Settings {
     /// Where state is kept; `None`: nowhere, and a restart begins afresh.
     pub data_dir: Option<PathBuf>,
+    /// Where checkpoints are kept instead, where several daemons may run the pipeline in turn.
+    pub shared: Option<Shared>,
+    /// Told what positions complete epochs hold that nobody else tells, in place of the sources.
+    pub completed: Option<watch::Sender<Arc<Vec<Json>>>>,
     pub checkpoint_interval: Duration,
     /// How long the sinks may take to finish once all sources have stopped.
     pub shutdown_timeout: Duration,
