@@ -30,6 +30,9 @@ pub struct DaemonOptions {
     /// The folder for checkpoints and whatever else must survive a restart; a relative path starts at the configuration
     /// file's folder. Without it nothing survives: every start is a fresh one.
     pub data_dir: Option<PathBuf>,
+    /// Where checkpoints are kept by several daemons that run the same configuration and share the partitions of what they read. Only
+    /// with sources that have a consumer group.
+    pub checkpoint_store: Option<String>,
     /// The address that metrics, health and the commands for a running daemon are served at, such as `"127.0.0.1:9477"`.
     /// Without it nothing is served. There is no authentication: keep it on the loopback or behind something that has.
     pub admin: Option<SocketAddr>,
@@ -84,6 +87,7 @@ impl Default for DaemonOptions {
     fn default() -> Self {
         Self {
             data_dir: None,
+            checkpoint_store: None,
             admin: None,
             checkpoint_interval: one_second(),
             threads: None,

@@ -71,6 +71,7 @@ pub(crate) fn build<C: OperatorConfig>(config: &str) -> Built {
         paths: &mut paths,
         folder: ".".into(),
         connected: config.ports(),
+        partition: None,
     })
 }
 
