@@ -317,3 +317,12 @@ fn the_counts_of_alerts_follow_them() {
     operator.on_watermark(Timestamp::MAX, &mut Output::default());
     assert_eq!(operator.alerts(), [("pending", 0), ("firing", 0)]);
 }
+
+#[test]
+fn what_tells_alerts_apart_is_what_they_are_kept_by() {
+    let given = "condition = '.a'\ngroup_by = ['.host', ' .http.path ', 'downcase(.x)', '.a.name', '.b.name']";
+    expect![[r#"By { option: "group_by", key: [".host", " .http.path ", "downcase(.x)"] }, Within { path: ".labels", except: [] }"#]].assert_eq(&script::keying::<Config>(given));
+    let labels = "condition = '.a'\nlabels = { host = '{{host}}', where = '{{ host }}/{{ path }}', team = 'web' }";
+    expect![[r#"ByWindow { otherwise: [".host", ".path"] }, Within { path: ".labels", except: ["team", "where"] }"#]]
+        .assert_eq(&script::keying::<Config>(labels));
+}
