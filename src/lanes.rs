@@ -74,7 +74,11 @@ pub async fn run(
     let (storage, folder) = object::open(&store).map_err(|error| anyhow!("`daemon.checkpoint_store`: {error}"))?;
     let sections = sections(&plan);
     let instance = plan.daemon.instance.clone();
-    let who = format!("{} (process {})", instance.as_deref().unwrap_or("a daemon without `daemon.instance`"), std::process::id());
+    let who = format!(
+        "{} (process {})",
+        instance.as_deref().unwrap_or("a daemon without `daemon.instance`"),
+        std::process::id()
+    );
     tokio::task::spawn_blocking({
         let (storage, folder) = (Arc::clone(&storage), folder.clone());
         move || term::check(&*storage, &folder)
@@ -115,7 +119,16 @@ pub async fn run(
         });
     }
     drop(changes_sender);
-    let common = Arc::new(Common { daemon: Arc::clone(&daemon), plan, sections, views: views.clone(), storage, folder, who, told });
+    let common = Arc::new(Common {
+        daemon: Arc::clone(&daemon),
+        plan,
+        sections,
+        views: views.clone(),
+        storage,
+        folder,
+        who,
+        told,
+    });
     let mut lanes: BTreeMap<Key, Lane> = BTreeMap::new();
     let mut set: JoinSet<(Key, anyhow::Result<()>)> = JoinSet::new();
     let mut has_begun = false;
@@ -211,7 +224,9 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
     let metrics = Metrics::of_lane(&lane);
     let health = Health::new(Some(metrics.troubles.clone()));
     let status = Arc::new(Status::default());
-    common.views.add(&view_name, View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
+    common
+        .views
+        .add(&view_name, View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
     let (completed, mut complete) = watch::channel(Arc::default());
     let told = common.told[key.0].clone();
     let teller = tokio::spawn(async move {

@@ -27,6 +27,8 @@ pub(super) struct Member {
     pub connection: Connection,
     pub group: String,
     pub topics: Vec<String>,
+    /// Its topic is that of a `repartition`, which is made where there is none.
+    pub relay: Option<RelayEnd>,
 }
 
 impl Sharing for Member {
@@ -78,7 +80,9 @@ fn belong(consumer: BaseConsumer<Ear>, mut context: SharingContext) {
             // What slipped through is read where its partition is.
             None | Some(Ok(_)) => {}
             Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
-                let why = format!("this member was put out of the group: {code}; has another daemon the same `daemon.instance`?");
+                let why = format!(
+                    "this member was put out of the group: {code}; has another daemon the same `daemon.instance`?"
+                );
                 let _ = context.changes.blocking_send(Change::Failed(why));
                 return;
             }
