@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tocsin_kafka::client::Listener;
 use tocsin_kafka::connection::Connection;
@@ -16,6 +17,8 @@ use tocsin_kafka::topics::discover;
 use tocsin_pipeline::sharing::{Change, Partition, Sharing, SharingContext};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+
+use super::RelayEnd;
 
 /// How often it is looked whether something else is to be done.
 const LOOK: Duration = Duration::from_millis(100);
@@ -43,6 +46,8 @@ impl Sharing for Member {
             // A restart of a member that has a name is no change of the group (KIP-345).
             .set("session.timeout.ms", if context.instance.is_some() { "30000" } else { "10000" })
             .set("heartbeat.interval.ms", "1000")
+            // Topics and partitions that appear later are given out in time.
+            .set("topic.metadata.refresh.interval.ms", "10000")
             // Nothing is fetched but what slips through before it is paused.
             .set("queued.max.messages.kbytes", "64")
             .set("fetch.max.bytes", "65536")
@@ -55,7 +60,7 @@ impl Sharing for Member {
         }
         let listener = Listener::new(Arc::clone(&context.name), context.metrics.clone());
         let ear = Ear {
-            listener,
+            listener: listener.clone(),
             topics: self.topics.clone(),
             changes: context.changes.clone(),
             patience: context.patience,
@@ -63,13 +68,75 @@ impl Sharing for Member {
         };
         let consumer = BaseConsumer::from_config_and_context(&settings, ear)
             .map_err(|error| format!("cannot set up the client: {error}"))?;
-        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| format!("cannot join the group {}: {error}", self.group))?;
+        let handle = Handle::current();
         std::thread::Builder::new()
             .name("kafka-group".to_owned())
-            .spawn(move || belong(consumer, context))
+            .spawn(move || {
+                if let Some(relay) = &self.relay {
+                    self.make_topic(relay, &consumer, &listener, &context, &handle);
+                }
+                let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+                match consumer.subscribe(&topics) {
+                    Ok(()) => belong(consumer, context),
+                    Err(error) => {
+                        let why = format!("cannot join the group {}: {error}", self.group);
+                        let _ = context.changes.blocking_send(Change::Failed(why));
+                    }
+                }
+            })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(())
+    }
+}
+
+impl Member {
+    /// Makes the topic of a `repartition` where there is none, and tries until it is there.
+    fn make_topic(
+        &self,
+        relay: &RelayEnd,
+        consumer: &BaseConsumer<Ear>,
+        listener: &Listener,
+        context: &SharingContext,
+        handle: &Handle,
+    ) {
+        let made = || -> Result<(), String> {
+            let (_, missing) = discover(consumer, &self.topics, PATIENCE)?;
+            let [topic] = &missing[..] else { return Ok(()) };
+            let partitions = match relay.partitions {
+                Some(partitions) => i32::try_from(partitions).unwrap_or(i32::MAX),
+                None => {
+                    let (before, missing) = discover(consumer, &relay.topics, PATIENCE)?;
+                    if !missing.is_empty() || before.is_empty() {
+                        return Err(format!("there is no topic {}", relay.topics.join(", ")));
+                    }
+                    before.iter().map(|(_, partition)| partition + 1).max().unwrap_or(1)
+                }
+            };
+            let client = AdminClient::from_config_and_context(&self.connection.settings(), listener.clone())
+                .map_err(|error| error.to_string())?;
+            // As many replicas as the brokers give a topic by themselves.
+            let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+            let outcome = handle.block_on(client.create_topics([&wanted], &AdminOptions::new()));
+            match outcome.map_err(|error| error.to_string())?.into_iter().next() {
+                Some(Err((name, error))) if error != RDKafkaErrorCode::TopicAlreadyExists => {
+                    Err(format!("topic {name}: {error}"))
+                }
+                _ => {
+                    tracing::info!(source = &*context.name, topic, partitions, "the topic is made");
+                    Ok(())
+                }
+            }
+        };
+        while let Err(why) = made() {
+            tracing::warn!(
+                source = &*context.name,
+                "its topic cannot be made: {why}; it is tried again until it works"
+            );
+            let stopped = async { tokio::time::timeout(PATIENCE, context.stop.cancelled()).await.is_ok() };
+            if handle.block_on(stopped) {
+                return;
+            }
+        }
     }
 }
 
