@@ -387,24 +387,35 @@ impl Checkpoints {
     /// When nobody but a person can know what to go on from, or the epoch cannot be read.
     pub fn settle(&mut self, decided: Decided) -> Result<Option<Restored>, CheckpointError> {
         self.has_decider = decided != Decided::ByItself;
-        let found = match self.term {
+        let mut found = match self.term {
             None => self.kept.iter().map(|(epoch, kept)| (*epoch, kept.is_prepared)).collect(),
             // Whoever was before may have gone on until the decider kept him out.
             Some(_) => self.there()?,
         };
-        let epoch = match settle(found, decided) {
-            Recovery::Refuse(reason) => return Err(CheckpointError::Refused(reason)),
-            Recovery::Resume { epoch, .. } => epoch,
-            Recovery::StartFresh => 0,
-        };
-        if epoch == self.epoch() {
-            return Ok(None);
-        }
-        let whole = match epoch {
-            0 => None,
-            epoch => {
-                let data_dir = self.folder.parent().expect("checkpoints are below their data directory");
-                Some(read_epoch(&*self.storage, data_dir, epoch).map_err(CheckpointError::Refused)?)
+        let (epoch, whole) = loop {
+            let epoch = match settle(found.clone(), decided) {
+                Recovery::Refuse(reason) => return Err(CheckpointError::Refused(reason)),
+                Recovery::Resume { epoch, .. } => epoch,
+                Recovery::StartFresh => 0,
+            };
+            if epoch == self.epoch() {
+                return Ok(None);
+            }
+            if epoch == 0 {
+                break (epoch, None);
+            }
+            let data_dir = self.folder.parent().expect("checkpoints are below their data directory");
+            match load(&*self.storage, data_dir, epoch) {
+                Ok(whole) => break (epoch, Some(whole)),
+                Err(unread) => {
+                    let damage = self.damage(unread)?;
+                    // What was decided cannot be passed over, and of one daemon's own epochs those that are damaged are not
+                    // among the kept.
+                    if self.term.is_none() || matches!(decided, Decided::Epoch(_)) {
+                        return Err(CheckpointError::Refused(damage));
+                    }
+                    found.retain(|(of, _)| *of != epoch);
+                }
             }
         };
         self.unsaved = Snapshot::default();
@@ -430,13 +441,18 @@ impl Checkpoints {
         Ok(Some(restored.unwrap_or_default()))
     }
 
-    /// The epochs that are there and can be read, each with whether it was prepared for a decider.
+    /// The epochs that are there and whose manifests can be read, each with whether it was prepared for a decider.
     fn there(&self) -> Result<Vec<(u64, bool)>, CheckpointError> {
         let io = |error| CheckpointError::Io { action: "listing", path: self.folder.clone(), error };
         let names = self.storage.list(&self.folder).map_err(io)?;
-        let epochs = names.iter().filter_map(|name| number(name, "manifest-"));
-        let read = |epoch| read_manifest(&*self.storage, &path(&self.folder, "manifest", epoch), epoch);
-        Ok(epochs.filter_map(|epoch| Some((epoch, read(epoch).ok()?.is_prepared))).collect())
+        let mut there = Vec::new();
+        for epoch in names.iter().filter_map(|name| number(name, "manifest-")) {
+            match read_manifest(&*self.storage, &self.path("manifest", epoch), epoch) {
+                Ok(manifest) => there.push((epoch, manifest.is_prepared)),
+                Err(unread) => drop(self.damage(unread)?),
+            }
+        }
+        Ok(there)
     }
 
     /// Goes on from an epoch that an earlier owner has written: all of it goes out with the first epoch of this one, with what has
@@ -514,11 +530,7 @@ impl Checkpoints {
                         newest = Some(whole);
                         found.push(Found { epoch, damage: None });
                     }
-                    // What cannot be read now can be read later: to go on from an older epoch would be to forget this one.
-                    Err(Unread::Io { name, error }) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(CheckpointError::Io { action: "reading", path: self.folder.join(name), error });
-                    }
-                    Err(unread) => found.push(Found { epoch, damage: Some(unread.to_string()) }),
+                    Err(unread) => found.push(Found { epoch, damage: Some(self.damage(unread)?) }),
                 }
             }
             if looks == LOOKS || found.iter().all(|found| found.damage.is_none()) {
@@ -529,6 +541,17 @@ impl Checkpoints {
             if names == before {
                 return Ok((found, newest));
             }
+        }
+    }
+
+    /// What is wrong with an epoch that was not read. What cannot be read now can be read later, and is an error: to go on from
+    /// an older epoch would be to forget this one.
+    fn damage(&self, unread: Unread) -> Result<String, CheckpointError> {
+        match unread {
+            Unread::Io { name, error } if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CheckpointError::Io { action: "reading", path: self.folder.join(name), error })
+            }
+            unread => Ok(unread.to_string()),
         }
     }
 

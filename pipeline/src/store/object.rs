@@ -100,6 +100,11 @@ impl Location {
     }
 }
 
+/// Opens what a [`Location`] is written as.
+pub fn open(text: &str) -> Result<(Arc<dyn Storage>, PathBuf), String> {
+    text.parse::<Location>()?.open()
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -452,7 +457,7 @@ mod tests {
             eprintln!("skipped a_server_does_as_the_others: TOCSIN_S3 names no bucket");
             return;
         };
-        let (storage, folder) = parse(&url).unwrap().open().unwrap();
+        let (storage, folder) = open(&url).unwrap();
         term::check(&*storage, &folder).unwrap();
         conform(&*storage, &folder.join("alike"));
         for number in 1..4 {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::checkpoint::{CheckpointError, Checkpoints, LanePosition, Restored, Snapshot};
+use crate::checkpoint::{CheckpointError, Checkpoints, Decided, LanePosition, Restored, Snapshot};
 use crate::store::object::ObjectStorage;
 use crate::store::simulated::{Random, SimulatedDisk};
 use crate::store::{Append, Disk};
@@ -246,6 +246,90 @@ fn a_storage_that_makes_what_is_there_already_is_found_out() {
     let careless = Through { is_careless: true, ..Through::of(World::new(in_memory()), None) };
     let error = check(&careless, Path::new("shared")).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}");
+}
+
+#[test]
+fn what_was_prepared_and_not_decided_is_gone_back_behind_and_the_next_epoch_is_whole_all_the_same() {
+    on_each(|storage, folder| {
+        let mut first = Owner::take(&storage, folder, "alpha");
+        first.checkpoints.settle(Decided::Nothing).unwrap();
+        for group in 0..3 {
+            first.write(group, "decided").unwrap();
+        }
+        let (decided, before) = (first.checkpoints.epoch(), first.content.clone());
+        first.write(1, "undecided").unwrap();
+        // One comes, prepares an epoch of its own, and dies before it is decided.
+        let mut second = Owner::take(&storage, folder, "beta");
+        let restored = second.checkpoints.settle(Decided::Epoch(decided)).unwrap().expect("it goes back");
+        second.content = Content::of(&restored);
+        assert_eq!(second.content, before);
+        second.write(2, "undecided either").unwrap();
+        let mut third = Owner::take(&storage, folder, "gamma");
+        let restored = third.checkpoints.settle(Decided::Epoch(decided)).unwrap().expect("it goes back");
+        third.content = Content::of(&restored);
+        assert_eq!(third.content, before);
+        third.write(4, "more").unwrap();
+        for name in names(&storage, folder).into_iter().filter(|name| is_earlier(name, Term(3))) {
+            storage.remove(&folder.join(FOLDER).join(name)).unwrap();
+        }
+        let mut fourth = Owner::take(&storage, folder, "delta");
+        assert!(fourth.checkpoints.settle(Decided::Epoch(third.checkpoints.epoch())).unwrap().is_none());
+        assert_eq!(fourth.content, third.content);
+    });
+}
+
+#[test]
+fn what_was_decided_after_it_was_looked_is_found() {
+    on_each(|storage, folder| {
+        let mut first = Owner::take(&storage, folder, "alpha");
+        first.checkpoints.settle(Decided::Nothing).unwrap();
+        first.write(1, "one").unwrap();
+        let world = World::new(Arc::clone(&storage));
+        let term = Term::take(&*storage, folder, "beta").unwrap();
+        // The first has looked before the second took its term, and now decides.
+        let blind = Through::new(&world, Some(Term(1)));
+        let (checkpoints, restored, _) = Checkpoints::open_term(blind, folder, Term(1)).unwrap();
+        let mut first = Owner { checkpoints, content: Content::of(&restored) };
+        let (mut checkpoints, restored, _) = Checkpoints::open_term(Arc::clone(&storage), folder, term).unwrap();
+        first.checkpoints.settle(Decided::Epoch(restored.epoch)).unwrap();
+        // Another number than the epoch that is there, as if it had gone on itself.
+        first.checkpoints.next_epoch();
+        let decided = first.write(1, "two").unwrap();
+        let restored = checkpoints.settle(Decided::Epoch(decided)).unwrap().expect("it goes on");
+        assert_eq!(Content::of(&restored), first.content);
+    });
+}
+
+#[test]
+fn a_damaged_epoch_is_passed_over_when_nobody_decides_and_not_when_it_was_decided() {
+    let disk = SimulatedDisk::default();
+    let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+    let folder = Path::new(LANE);
+    let mut first = Owner::take(&storage, folder, "alpha");
+    first.checkpoints.settle(Decided::ByItself).unwrap();
+    first.write(1, "one").unwrap();
+    let before = first.content.clone();
+    let damaged = first.write(1, "two").unwrap();
+    let segment = folder.join(FOLDER).join(format!("segment-{damaged}"));
+    let mut content = storage.read(&segment).unwrap();
+    *content.last_mut().unwrap() ^= 1;
+    disk.replace(&segment, content);
+    for (decided, is_fine) in [(Decided::ByItself, true), (Decided::Epoch(damaged), false)] {
+        let term = Term::take(&*storage, folder, "beta").unwrap();
+        let (mut checkpoints, restored, passed_over) =
+            Checkpoints::open_term(Arc::clone(&storage), folder, term).unwrap();
+        assert_eq!((passed_over.len(), Content::of(&restored)), (1, before.clone()));
+        let settled = checkpoints.settle(decided);
+        assert_eq!(settled.is_ok(), is_fine);
+        assert!(settled.is_ok_and(|settled| settled.is_none()) || !is_fine);
+    }
+    // What cannot be read now is no reason to give anything up.
+    let through = Through::new(&World::new(Arc::clone(&storage)), None);
+    let term = Term::take(&*storage, folder, "gamma").unwrap();
+    let (mut checkpoints, ..) = Checkpoints::open_term(Arc::<Through>::clone(&through), folder, term).unwrap();
+    *lock(&through.unreadable) = Some(folder.join(FOLDER).join(format!("manifest-{damaged}")));
+    let error = checkpoints.settle(Decided::Epoch(damaged)).err().unwrap();
+    assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
 }
 
 /// What is called before each operation on a storage.
