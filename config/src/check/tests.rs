@@ -644,25 +644,8 @@ six"""
 }
 
 #[test]
-fn what_daemons_share_is_a_place_and_a_name_each() {
+fn what_daemons_share_is_no_other_than_a_place_and_a_name_each() {
     let text = "[sources.a]\ntype = \"tail\"\npaths = [\"a\"]\n[sinks.mail]\ntype = \"mail\"\ninputs = [\"a\"]\nsmtp = \"smtp://x\"\n";
-    let set = ["daemon.checkpoint_store=s3://logs/tocsin", "daemon.instance=node-1.example_2"];
-    check_all(
-        &[("a.toml", text)],
-        &set,
-        expect![[r#"
-        a.toml:1 a (tail)
-        a.toml:4 mail (mail) 0←a
-    "#]],
-    );
-    check_all(
-        &[("a.toml", text)],
-        &["daemon.checkpoint_store=/shared/tocsin"],
-        expect![[r#"
-        a.toml:1 a (tail)
-        a.toml:4 mail (mail) 0←a
-    "#]],
-    );
     check_all(
         &[("a.toml", text)],
         &["daemon.checkpoint_store=ftp://host/folder", "daemon.instance=two words"],

@@ -93,6 +93,18 @@ group_by = [".host", "downcase(.path)"]
 }
 
 #[test]
+fn daemons_share_a_place_and_have_a_name_each() {
+    let text = several(BY_HOST, "[sinks.out]\ntype = \"print\"\ninputs = [\"orders\"]");
+    let files = [SourceFile { name: "a.toml".to_owned(), text }];
+    for store in ["s3://logs/tocsin", "/shared/tocsin"] {
+        let overrides = [format!("daemon.checkpoint_store={store}"), "daemon.instance=node-1.example_2".to_owned()];
+        let plan = crate::check(&files, &EmptyEnvironment, &CATALOG, &overrides).unwrap();
+        assert_eq!(plan.daemon.checkpoint_store.as_deref(), Some(store));
+        assert_eq!(plan.daemon.instance.as_deref(), Some("node-1.example_2"));
+    }
+}
+
+#[test]
 fn a_longer_path_of_the_topics_key_is_within_a_shorter_one() {
     check_behind(
         "keyed_by = [\".http.host\"]",
