@@ -591,6 +591,12 @@ impl<'a> Checker<'a> {
         if let (Some(data_dir), Some(place)) = (&mut options.data_dir, node.get("data_dir").map(|node| &node.place)) {
             *data_dir = self.folder(place.start).join(&*data_dir);
         }
+        if let (Some(store), Some(place)) =
+            (&mut options.checkpoint_store, node.get("checkpoint_store").map(|node| &node.place))
+            && !store.contains("://")
+        {
+            *store = self.folder(place.start).join(&*store).display().to_string();
+        }
         Some(options)
     }
 

@@ -258,7 +258,11 @@ pub async fn open<'a>(
     let (links, facts, names) = (graph.links(), graph.facts(), graph.names());
     let mut tasks = graph.into_tasks(&settings.metrics);
     tasks.guard(&settings.guard);
-    let decider = match decide(&tasks, settings, &mut state, stop).await {
+    let settled = match deciding(&tasks, settings) {
+        Ok(deciding) => settle(deciding, &mut state, stop).await,
+        Err(error) => Err(error),
+    };
+    let decider = match settled {
         Ok(decider) => decider,
         Err(error) => return Err((error, state)),
     };
@@ -338,31 +342,18 @@ pub(crate) struct Deciding {
     decider: Arc<dyn Decider>,
 }
 
-/// Finds out which epoch is the truth and goes back to it.
-async fn decide(
-    tasks: &Tasks,
-    settings: &Settings,
-    state: &mut State,
-    stop: &CancellationToken,
-) -> Result<Option<Deciding>, RunError> {
+/// The sink that decides about epochs, if there is one, with what it is given.
+fn deciding(tasks: &Tasks, settings: &Settings) -> Result<Option<(Deciding, DeciderContext)>, RunError> {
     let mut deciding = tasks.sinks.iter().filter_map(|task| {
         let decider = task.sink.decider()?;
         Some((Deciding { sink: Arc::clone(&task.name), decider }, task.metrics.clone()))
     });
-    let Some((found, metrics)) = deciding.next() else {
-        state.settle(Decided::ByItself)?;
-        return Ok(None);
-    };
-    let Deciding { sink, decider } = &found;
+    let Some((found, metrics)) = deciding.next() else { return Ok(None) };
+    let sink = &found.sink;
     if let Some((other, _)) = deciding.next() {
         return Err(RunError::Start(format!(
             "`{sink}` and `{}` both write in transactions, and no protocol makes two of them one; split the pipeline",
             other.sink
-        )));
-    }
-    if state.checkpoints.is_none() {
-        return Err(RunError::Start(format!(
-            "`{sink}` writes each record exactly once, and there is nowhere to keep checkpoints; give [daemon] a data_dir"
         )));
     }
     let context = DeciderContext {
@@ -372,6 +363,25 @@ async fn decide(
         clock: Arc::clone(&settings.clock),
         inputs: tasks.sources.iter().filter_map(|task| task.source.inputs()).collect(),
     };
+    Ok(Some((found, context)))
+}
+
+/// Finds out which epoch is the truth and goes back to it.
+async fn settle(
+    deciding: Option<(Deciding, DeciderContext)>,
+    state: &mut State,
+    stop: &CancellationToken,
+) -> Result<Option<Deciding>, RunError> {
+    let Some((found, context)) = deciding else {
+        state.settle(Decided::ByItself)?;
+        return Ok(None);
+    };
+    let Deciding { sink, decider } = &found;
+    if state.checkpoints.is_none() {
+        return Err(RunError::Start(format!(
+            "`{sink}` writes each record exactly once, and there is nowhere to keep checkpoints; give [daemon] a data_dir"
+        )));
+    }
     let decided = tokio::select! {
         decided = decider.recover(context) => decided.map_err(|error| RunError::decider(sink, error))?,
         () = stop.cancelled() => return Err(RunError::Stopped),

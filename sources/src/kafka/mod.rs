@@ -224,7 +224,10 @@ impl SourceConfig for Config {
     }
 
     fn partitioned(&self) -> Option<Partitioned> {
-        Some(Partitioned { group: self.group.clone(), keyed_by: self.keyed_by.clone() })
+        // Records of one key in two topics are in two lanes.
+        let is_one = self.topics.len() == 1 && pattern(&self.topics[0]).is_none();
+        let keyed_by = self.keyed_by.clone().filter(|_| is_one);
+        Some(Partitioned { group: self.group.clone(), keyed_by })
     }
 
     fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>> {
