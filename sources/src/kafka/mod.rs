@@ -331,7 +331,7 @@ impl Source for Kafka {
                 )
                 // What is waiting, and one answer of a broker on top of that.
                 .set("queued.max.messages.kbytes", (half >> 10).to_string())
-                .set("fetch.max.bytes", half.min(50 << 20).to_string())
+                .set("fetch.max.bytes", half.clamp(1 << 20, 50 << 20).to_string())
                 .set("fetch.message.max.bytes", (half / 4).clamp(64 << 10, 1 << 20).to_string());
             for (name, value) in &self.connection.options {
                 settings.set(name, value);

@@ -50,6 +50,7 @@ impl Sharing for Member {
             .set("topic.metadata.refresh.interval.ms", "10000")
             // Nothing is fetched but what slips through before it is paused.
             .set("queued.max.messages.kbytes", "64")
+            .set("message.max.bytes", "65536")
             .set("fetch.max.bytes", "65536")
             .set("fetch.message.max.bytes", "16384");
         if let Some(instance) = &context.instance {
