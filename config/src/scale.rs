@@ -225,8 +225,9 @@ fn spilled_transaction(member: &Member<'_>) -> Option<Found> {
     let Role::Sink { is_transactional: true, buffer, .. } = &member.role else { return None };
     (buffer.when_full == WhenFull::Spill).then(|| {
         let message = format!("`{}` writes in transactions, and what waits on disk is part of none", member.name);
-        Found::new(member.place("buffer.when_full"), message)
-            .help("leave out `when_full`: what it cannot write just now waits in the topics and files that it is read from")
+        Found::new(member.place("buffer.when_full"), message).help(
+            "leave out `when_full`: what it cannot write just now waits in the topics and files that it is read from",
+        )
     })
 }
 

@@ -29,9 +29,8 @@ use self::producer::{Failure, InFlight, Producer};
 use self::transaction::Transaction;
 use crate::encoding;
 
-/// How long a transaction may stay open, in milliseconds: longer than checkpoints take where something is slow, shorter than
-/// what brokers allow unless they are told otherwise (15 minutes). One that is open for longer is undone and done again.
-const TRANSACTION_TIMEOUT: u32 = 10 * 60 * 1000;
+/// How long a transaction may stay open: what brokers allow unless they are told otherwise.
+const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether what was sent has arrived.
 const LOOK: Duration = Duration::from_millis(1);
 /// What has not arrived for so long is told about.
@@ -89,6 +88,10 @@ pub(crate) struct Config {
     /// With `"exactly_once"`: what this writer is called, unique among all that write to these brokers. Default:
     /// `tocsin.GROUP.NAME` of the group that a `kafka` source reads from the same brokers.
     transactional_id: Option<String>,
+    /// With `"exactly_once"`: a transaction that is open for longer, since checkpoints take so long or the process stands still, is
+    /// undone by the brokers and done again. From `"1s"` to `"15m"`, the most that brokers allow unless told otherwise.
+    #[serde(default = "ten_minutes")]
+    transaction_timeout: types::Duration,
     /// How batches of messages are compressed.
     #[serde(default)]
     compression: Compression,
@@ -173,6 +176,10 @@ impl Partitioner {
     }
 }
 
+fn ten_minutes() -> types::Duration {
+    types::Duration(Duration::from_secs(10 * 60))
+}
+
 fn five_milliseconds() -> types::Duration {
     types::Duration(Duration::from_millis(5))
 }
@@ -242,6 +249,9 @@ impl SinkConfig for Config {
                     .help("remove it, or write `delivery = \"exactly_once\"`"),
             );
         }
+        if !(Duration::from_secs(1)..=TRANSACTION_TIMEOUT_MAX).contains(&self.transaction_timeout.0) {
+            problems.push(Problem::new("transaction_timeout", "not between \"1s\" and \"15m\""));
+        }
         if self.queue.0 < 1 << 20 {
             problems.push(Problem::new("queue", "too little for what is on its way").help("write at least \"1MiB\""));
         }
@@ -283,7 +293,7 @@ impl SinkConfig for Config {
                 connection,
                 id: self.transactional_id.clone(),
                 topic: messages.fixed_topic(),
-                timeout: TRANSACTION_TIMEOUT,
+                timeout: u32::try_from(self.transaction_timeout.0.as_millis()).unwrap_or(u32::MAX),
             }))
         });
         Box::new(Kafka { settings, messages, memory: config.queue.0, transaction, producer: None })
@@ -530,6 +540,11 @@ mod tests {
         );
         assert_eq!(told("topic = \"errors\"\nkey = [\"host]\"]"), "key.0: \"host]\" is not a path to a field\n");
         assert!(told("topic = \"errors\"\nheaders = { a = \"{{ b\" }").starts_with("headers.a: "));
+        for timeout in ["500ms", "16m"] {
+            let told =
+                told(&format!("topic = \"errors\"\ndelivery = \"exactly_once\"\ntransaction_timeout = \"{timeout}\""));
+            assert!(told.starts_with("transaction_timeout: not between"), "{told}");
+        }
         assert_eq!(told("topic = \"errors\"\nqueue = \"1KiB\""), "queue: too little for what is on its way\n");
         assert!(told("topic = \"errors\"\nmax_message_bytes = \"1\"").starts_with("max_message_bytes: "));
     }
