@@ -8,6 +8,7 @@ mod client;
 mod commands;
 mod data_dir;
 mod drawing;
+mod lanes;
 mod logging;
 mod plan;
 mod poison;

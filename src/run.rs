@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -29,7 +28,7 @@ use crate::cli::ConfigurationArguments;
 use crate::commands::read;
 use crate::reload::{self, Answer, Reloads, Request};
 use crate::views::{View, Views};
-use crate::{poison, progress};
+use crate::{lanes, poison, progress};
 
 /// A graph that is busy with a checkpoint that does not come to its end is not waited for longer.
 const HEEDED_WITHIN: Duration = Duration::from_secs(5);
@@ -71,27 +70,40 @@ fn threads(plan: &Plan) -> usize {
     }
 }
 
+/// How many bytes the records that are on their way may take.
+pub fn memory(plan: &Plan) -> usize {
+    usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX)
+}
+
 /// What stays the same from graph to graph.
-struct Daemon {
+pub struct Daemon {
     options: Options,
     /// Where state is kept: fixed when the daemon starts.
     data_dir: Option<PathBuf>,
     threads: usize,
-    clock: Arc<dyn Clock>,
-    metrics: Metrics,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
     health: Health,
     status: Arc<Status>,
-    stop: CancellationToken,
+    pub stop: CancellationToken,
 }
 
 impl Daemon {
-    fn settings(&self, plan: &Plan, guard: &Arc<Guard>) -> Settings {
+    /// Whether sources are read to their end.
+    pub fn is_once(&self) -> bool {
+        self.options.once
+    }
+
+    /// How a pipeline of the plan is run.
+    pub fn settings(&self, plan: &Plan, guard: &Arc<Guard>) -> Settings {
         Settings {
             data_dir: self.data_dir.clone(),
+            shared: None,
+            completed: None,
             checkpoint_interval: plan.daemon.checkpoint_interval.0,
             shutdown_timeout: plan.daemon.shutdown_timeout.0,
             threads: self.threads,
-            memory: usize::try_from(plan.daemon.memory.0).unwrap_or(usize::MAX),
+            memory: memory(plan),
             once: self.options.once,
             guard: Arc::clone(guard),
             no_state_loss: self.options.no_state_loss,
@@ -119,7 +131,10 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     }
     let health = Health::new(Some(metrics.troubles.clone()));
     let views = Views::default();
-    views.add("", View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
+    // Lanes have views of their own.
+    if plan.daemon.checkpoint_store.is_none() {
+        views.add("", View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
+    }
     let admin = match plan.daemon.admin {
         Some(address) => {
             let admin = Admin::bind(address, views.clone(), reloads).await?;
@@ -130,12 +145,15 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     let sources: Vec<_> = plan.sources.iter().map(|source| metrics.component(&source.name, "source")).collect();
     let told = options.once.then(|| tokio::spawn(progress::tell(sources.clone(), Arc::clone(&clock))));
     let data_dir = options.data_dir.clone().or_else(|| plan.daemon.data_dir.clone());
-    if data_dir.is_none() && !options.once {
+    if data_dir.is_none() && plan.daemon.checkpoint_store.is_none() && !options.once {
         tracing::warn!("no data_dir is configured: positions, windows and alerts do not survive a restart");
     }
-    let notified = tokio::spawn(tell_supervisor(Arc::clone(&status), stop.clone()));
+    let notified = tokio::spawn(tell_supervisor(views.clone(), stop.clone()));
     let daemon = Daemon { options, data_dir, threads, clock: Arc::clone(&clock), metrics, health, status, stop };
-    let outcome = graphs(&daemon, plan, requests).await;
+    let outcome = match plan.daemon.checkpoint_store {
+        Some(_) => lanes::run(Arc::new(daemon), plan, views, requests).await,
+        None => graphs(&daemon, plan, requests).await,
+    };
     for task in [told, admin, Some(notified)].into_iter().flatten() {
         task.abort();
     }
@@ -410,8 +428,8 @@ fn tell_ready() {
 }
 
 /// systemd's notify protocol: ready, alive, stopping.
-async fn tell_supervisor(status: Arc<Status>, stop: CancellationToken) {
-    while !status.is_ready.load(Ordering::Relaxed) {
+async fn tell_supervisor(views: Views, stop: CancellationToken) {
+    while !views.is_running() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tell_ready();

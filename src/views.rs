@@ -45,6 +45,12 @@ impl Views {
         *self.waiting.lock().expect("no holder of this lock panics") = reason;
     }
 
+    /// Whether all pipelines have been opened, if none has been given to this process either.
+    pub fn is_running(&self) -> bool {
+        self.waiting.lock().expect("no holder of this lock panics").is_none()
+            && self.lock().values().all(|view| view.status.is_ready.load(Ordering::Relaxed))
+    }
+
     /// Why not everything is read and written that should be; empty if it is.
     pub fn obstacles(&self) -> Vec<String> {
         let mut obstacles: Vec<_> =

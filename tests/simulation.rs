@@ -432,6 +432,8 @@ fn live(
         let stop = CancellationToken::new();
         let settings = Settings {
             data_dir: disk.map(|_| "/data".into()),
+            shared: None,
+            completed: None,
             checkpoint_interval: Duration::from_millis(10 + random.below(300)),
             shutdown_timeout: Duration::from_secs(15),
             threads: 1 + random.below(4) as usize,

@@ -5,13 +5,19 @@ use std::sync::Arc;
 
 use schemars::JsonSchema as _;
 use serde::Deserialize;
+use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Problem, Type};
-use crate::graph::{self, Graph, Inputs, Kind, Vertex};
+use crate::component::{
+    AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Partitioned, Problem, Relay, RelayOptions, Type,
+};
+use crate::graph::{self, Graph, Inputs, Kind, RelayVertex, Vertex};
 use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
-use crate::plan::{Place as PlanPlace, Plan, PlannedOperator, PlannedSink, PlannedSource, Test};
+use crate::plan::{
+    ComponentId, Place as PlanPlace, Plan, PlannedOperator, PlannedRelay, PlannedSink, PlannedSource, Test,
+};
 use crate::report::{Found, Report, Secrets, Sources};
+use crate::scale::{self, Member, Members, Role};
 use crate::shape::{Shape, Walk, list, nearest};
 use crate::substitute::{Environment, FILE_BYTES, Piece, expand, written};
 use crate::testing::{Names, TestOptions};
@@ -78,9 +84,11 @@ struct Component<'a> {
 /// Components as far as they could be read; the order is that of the vertices of the graph.
 enum Draft {
     Source(Option<Box<DraftSource>>),
-    Operator(Option<(&'static str, Box<dyn AnyOperator>, serde_json::Value)>),
-    Sink(Option<(&'static str, Box<dyn AnySink>, SinkOptions)>),
+    Operator(Option<(&'static str, Box<dyn AnyOperator>, Json)>),
+    Sink(Option<DraftSink>),
 }
+
+type DraftSink = (&'static str, Box<dyn AnySink>, SinkOptions);
 
 struct DraftSource {
     type_name: &'static str,
@@ -90,6 +98,46 @@ struct DraftSource {
     common: SourceOptions,
     timestamp: Option<tocsin_pipeline::timestamp::TimestampOptions>,
     records: tocsin_pipeline::source::RecordOptions,
+}
+
+/// How a component is written, and where.
+struct Written<'a> {
+    node: Node<'a>,
+    place: PlanPlace,
+    /// The folder of its file.
+    folder: PathBuf,
+}
+
+/// What a component of the plan is made of.
+struct Part {
+    name: Arc<str>,
+    draft: Draft,
+    /// How many entries its `inputs` has.
+    inputs: usize,
+    place: PlanPlace,
+    folder: PathBuf,
+}
+
+/// The two ends of a relay.
+struct Ends {
+    /// That of its operator.
+    vertex: usize,
+    /// The number of the source.
+    source: usize,
+    sink: Draft,
+    reader: Draft,
+    /// How the source would be written.
+    written: Json,
+    /// That of the source which told how to connect: files that it names are looked for there.
+    folder: PathBuf,
+}
+
+/// A source whose servers have the topic of a relay.
+struct Origin<'a> {
+    name: &'a str,
+    options: &'a dyn AnySource,
+    written: Json,
+    folder: &'a Path,
 }
 
 struct Checker<'a> {
@@ -363,11 +411,17 @@ impl<'a> Checker<'a> {
     }
 
     fn finish(mut self) -> Result<Plan, Report> {
+        let store = self.daemon.iter().find(|(key, _)| key.name == "checkpoint_store");
+        let store = store.map(|(_, node)| node.place.clone());
         let daemon = self.daemon_options();
         let components = std::mem::take(&mut self.components);
-        let (mut vertices, mut drafts, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut vertices, mut drafts, mut written) = (Vec::new(), Vec::new(), Vec::new());
         for component in components {
-            folders.push((self.folder(component.key.place.start), self.plan_place(&component.key.place)));
+            written.push(Written {
+                node: component.node.clone(),
+                place: self.plan_place(&component.key.place),
+                folder: self.folder(component.key.place.start),
+            });
             let (vertex, draft) = self.component(component);
             vertices.push(vertex);
             drafts.push(draft);
@@ -379,6 +433,9 @@ impl<'a> Checker<'a> {
         }
         let graph = graph::resolve(&vertices, self.is_partial, &mut self.problems);
         let tests = self.test_cases(&vertices, &graph);
+        self.scale(&members(&vertices, &drafts, &written, &graph), &graph, store);
+        let ends =
+            if self.problems.is_empty() { self.relays(&vertices, &drafts, &written, &graph) } else { Vec::new() };
         if !self.problems.is_empty() {
             return Err(self.sources.report(self.problems, &self.secrets));
         }
@@ -388,12 +445,30 @@ impl<'a> Checker<'a> {
             operators: Vec::new(),
             sinks: Vec::new(),
             edges: graph.edges,
+            relays: Vec::new(),
             tests,
         };
-        let mut drafts: Vec<_> = drafts.into_iter().zip(folders).zip(vertices).zip(graph.ids).collect();
-        drafts.sort_by_key(|(_, id)| *id);
-        for (((draft, (folder, place)), vertex), _) in drafts {
-            let name: Arc<str> = Arc::from(vertex.name);
+        let mut parts: Vec<_> = drafts
+            .into_iter()
+            .zip(written)
+            .zip(vertices)
+            .zip(graph.ids)
+            .map(|(((draft, Written { place, folder, .. }), vertex), id)| {
+                let inputs = vertex.inputs.names.len();
+                (id, Part { name: Arc::from(vertex.name), draft, inputs, place, folder })
+            })
+            .collect();
+        for Ends { vertex, source, sink, reader, folder, .. } in ends {
+            let ComponentId::Sink(number) = parts[vertex].0 else { unreachable!("a relay is numbered as a sink") };
+            plan.relays.push(PlannedRelay { sink: number, source });
+            let written = &mut parts[vertex].1;
+            let place = written.place.clone();
+            (written.draft, written.folder) = (sink, folder.clone());
+            let name = Arc::from(format!("{}{}", written.name, scale::OUT));
+            parts.push((ComponentId::Source(source), Part { name, draft: reader, inputs: 0, place, folder }));
+        }
+        parts.sort_by_key(|(id, _)| *id);
+        for (_, Part { name, draft, inputs, place, folder }) in parts {
             match draft {
                 Draft::Source(draft) => {
                     let draft = *draft.expect("there are no problems, so it was read");
@@ -415,7 +490,6 @@ impl<'a> Checker<'a> {
                 }
                 Draft::Operator(draft) => {
                     let (type_name, options, shape) = draft.expect("there are no problems, so it was read");
-                    let inputs = vertex.inputs.names.len();
                     plan.operators.push(PlannedOperator { name, type_name, options, shape, inputs, place, folder });
                 }
                 Draft::Sink(draft) => {
@@ -425,6 +499,85 @@ impl<'a> Checker<'a> {
             }
         }
         Ok(plan)
+    }
+
+    /// What is wrong with the configuration for as many daemons as are to run it.
+    fn scale(&mut self, members: &Members<'_>, graph: &Graph, store: Option<Place>) {
+        let is_whole = self.problems.is_empty();
+        self.problems.extend(match &store {
+            Some(store) => scale::problems_of_several(members, &graph.edges, store, is_whole),
+            // The file that says so may be the one that could not be read.
+            None if self.is_partial => Vec::new(),
+            None => scale::problems_of_one(members),
+        });
+    }
+
+    /// The two ends of each relay.
+    fn relays(&mut self, vertices: &[Vertex], drafts: &[Draft], written: &[Written<'a>], graph: &Graph) -> Vec<Ends> {
+        let mut made: Vec<Ends> = Vec::new();
+        for relay in &graph.relays {
+            let sink = graph.ids[relay.vertex];
+            let leads_here = |source: usize| scale::reached(&graph.edges, ComponentId::Source(source)).contains(&sink);
+            // Where several sources lead here, the first tells where the topic is.
+            let of_sources = vertices.iter().zip(drafts).zip(written).zip(&graph.ids);
+            let before = of_sources.filter_map(|(((vertex, draft), written), id)| match (draft, id) {
+                (Draft::Source(Some(draft)), ComponentId::Source(source)) if leads_here(*source) => Some(Origin {
+                    name: &vertex.name,
+                    options: &*draft.options,
+                    written: written.node.to_json(),
+                    folder: &written.folder,
+                }),
+                _ => None,
+            });
+            let behind = made.iter().filter_map(|ends| match &ends.reader {
+                Draft::Source(Some(draft)) if leads_here(ends.source) => Some(Origin {
+                    name: &vertices[ends.vertex].name,
+                    options: &*draft.options,
+                    written: ends.written.clone(),
+                    folder: &ends.folder,
+                }),
+                _ => None,
+            });
+            // There is none where the ends of the relay before it are wrong.
+            let Some(origin) = before.chain(behind).next() else { continue };
+            let Draft::Operator(Some((_, operator, _))) = &drafts[relay.vertex] else { continue };
+            let Some(repartition) = operator.repartition() else { continue };
+            let asked = Relay { name: vertices[relay.vertex].name.clone(), repartition };
+            let ends = self.ends(*relay, &asked, &vertices[relay.vertex].place, &origin);
+            made.extend(ends);
+        }
+        made
+    }
+
+    /// The two ends of a relay, read as if they were written.
+    fn ends(&mut self, relay: RelayVertex, asked: &Relay, place: &Place, origin: &Origin<'_>) -> Option<Ends> {
+        let Some(RelayOptions { sink, source }) = origin.options.relay(asked, &origin.written) else {
+            let message = format!(
+                "`{}` reads from no servers that have topics, so nothing can go through one there",
+                origin.name
+            );
+            self.problems.push(Found::new(place, message).help(
+                "write what it reads to a topic with a `kafka` sink in a pipeline of its own, and read that topic here",
+            ));
+            return None;
+        };
+        let before = self.problems.len();
+        let (sink_text, source_text) = (toml_of(&sink), toml_of(&source));
+        let key = |name: String| Key { name, place: place.clone() };
+        let sink = self.sink(&key(asked.name.clone()), as_written(&sink_text, place));
+        let reader = self.source(&key(format!("{}{}", asked.name, scale::OUT)), as_written(&source_text, place));
+        // None of it is written, so all that is wrong with it is at the operator.
+        for problem in &mut self.problems[before..] {
+            problem.place = place.clone();
+        }
+        Some(Ends {
+            vertex: relay.vertex,
+            source: relay.source,
+            sink: Draft::Sink(sink),
+            reader: Draft::Source(reader.map(Box::new)),
+            written: Json::Object(source),
+            folder: origin.folder.to_owned(),
+        })
     }
 
     fn daemon_options(&mut self) -> Option<DaemonOptions> {
@@ -438,6 +591,12 @@ impl<'a> Checker<'a> {
         if let (Some(data_dir), Some(place)) = (&mut options.data_dir, node.get("data_dir").map(|node| &node.place)) {
             *data_dir = self.folder(place.start).join(&*data_dir);
         }
+        if let (Some(store), Some(place)) =
+            (&mut options.checkpoint_store, node.get("checkpoint_store").map(|node| &node.place))
+            && !store.contains("://")
+        {
+            *store = self.folder(place.start).join(&*store).display().to_string();
+        }
         Some(options)
     }
 
@@ -447,7 +606,8 @@ impl<'a> Checker<'a> {
             Kind::Source => Inputs { are_known: true, ..Inputs::default() },
             Kind::Operator | Kind::Sink => self.inputs(&key, kind, &mut node),
         };
-        let mut vertex = Vertex { name: key.name.clone(), kind, place: node.place.clone(), ports: None, inputs };
+        let (name, place) = (key.name.clone(), node.place.clone());
+        let mut vertex = Vertex { name, kind, place, ports: None, inputs, is_relay: false };
         let rejected = || Some(vec!["rejected".to_owned()]);
         let draft = match kind {
             Kind::Source => {
@@ -458,6 +618,7 @@ impl<'a> Checker<'a> {
                 let types = self.catalog.operators;
                 let options = self.typed(&key, &mut node, kind, types, &["inputs"], |options| options.problems());
                 vertex.ports = options.as_ref().map(|(_, options)| options.ports());
+                vertex.is_relay = options.as_ref().is_some_and(|(_, options)| options.repartition().is_some());
                 Draft::Operator(options.map(|(name, options)| {
                     let shape = options.state_shape(node.to_json());
                     (name, options, shape)
@@ -465,17 +626,21 @@ impl<'a> Checker<'a> {
             }
             Kind::Sink => {
                 vertex.ports = rejected();
-                let common = split(&mut node, &["buffer"]);
-                let (types, further) = (self.catalog.sinks, ["inputs", "buffer"]);
-                let options = self.typed(&key, &mut node, kind, types, &further, |options| options.problems());
-                let common = self.sink_options(&key, common);
-                Draft::Sink(options.zip(common).map(|((name, options), common)| (name, options, common)))
+                Draft::Sink(self.sink(&key, node))
             }
         };
         (vertex, draft)
     }
 
-    fn source(&mut self, key: &Key, mut node: Node<'a>) -> Option<DraftSource> {
+    fn sink(&mut self, key: &Key, mut node: Node<'_>) -> Option<DraftSink> {
+        let common = split(&mut node, &["buffer"]);
+        let (types, further) = (self.catalog.sinks, ["inputs", "buffer"]);
+        let options = self.typed(key, &mut node, Kind::Sink, types, &further, |options| options.problems());
+        let common = self.sink_options(key, common);
+        options.zip(common).map(|((name, options), common)| (name, options, common))
+    }
+
+    fn source(&mut self, key: &Key, mut node: Node<'_>) -> Option<DraftSource> {
         let shape = Shape::of(SourceOptions::json_schema);
         let names = shape.options();
         let mut common = split(&mut node, &names);
@@ -506,7 +671,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The codec, named by a string or by `type` in a table of options.
-    fn codec(&mut self, key: &Key, mut node: Node<'a>) -> Option<(&'static str, Box<dyn AnyCodec>)> {
+    fn codec(&mut self, key: &Key, mut node: Node<'_>) -> Option<(&'static str, Box<dyn AnyCodec>)> {
         if let Some(name) = node.as_text() {
             let name =
                 (Key { name: "type".to_owned(), place: node.place.clone() }, Node::text(name, node.place.clone()));
@@ -532,7 +697,7 @@ impl<'a> Checker<'a> {
         Some((found.name, codec))
     }
 
-    fn sink_options(&mut self, key: &Key, mut common: Node<'a>) -> Option<SinkOptions> {
+    fn sink_options(&mut self, key: &Key, mut common: Node<'_>) -> Option<SinkOptions> {
         let shape = Shape::of(SinkOptions::json_schema);
         self.examine(&shape, &mut common, &[], &key.name);
         self.parse(&common, &shape, &key.name, |value| SinkOptions::deserialize(value), SinkOptions::problems)
@@ -578,7 +743,7 @@ impl<'a> Checker<'a> {
     fn type_name(
         &mut self,
         key: &Key,
-        node: &mut Node<'a>,
+        node: &mut Node<'_>,
         noun: &str,
         whose: &str,
         known: &[&'static str],
@@ -612,7 +777,7 @@ impl<'a> Checker<'a> {
     fn typed<C: ?Sized>(
         &mut self,
         key: &Key,
-        node: &mut Node<'a>,
+        node: &mut Node<'_>,
         kind: Kind,
         types: &'static [Type<C>],
         further: &[&str],
@@ -632,7 +797,7 @@ impl<'a> Checker<'a> {
         Some((found.name, self.parse(node, &shape, &key.name, found.parse, |options| problems(options))?))
     }
 
-    fn examine(&mut self, shape: &Shape, node: &mut Node<'a>, further: &[&str], what: &str) {
+    fn examine(&mut self, shape: &Shape, node: &mut Node<'_>, further: &[&str], what: &str) {
         let all = &self.sources.all;
         let (problems, secrets, secret_names) = (&mut self.problems, &mut self.secrets, &self.secret_names[..]);
         shape.examine(node, further, what, &mut Walk { all, problems, secrets, secret_names });
@@ -642,7 +807,7 @@ impl<'a> Checker<'a> {
     /// and the rest read again, until all is told.
     fn parse<T>(
         &mut self,
-        node: &Node<'a>,
+        node: &Node<'_>,
         shape: &Shape,
         what: &str,
         parse: impl Fn(ValueDeserializer<'_>) -> Result<T, toml::de::Error>,
@@ -703,7 +868,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Adds places to what a component found wrong with its options.
-    fn told(&mut self, problems: Vec<Problem>, node: &Node<'a>) {
+    fn told(&mut self, problems: Vec<Problem>, node: &Node<'_>) {
         for problem in problems {
             let found = node.find(&problem.option);
             let place = match (found, &problem.within) {
@@ -737,6 +902,51 @@ impl<'a> Checker<'a> {
         }
         tests
     }
+}
+
+/// The components by number, as far as they could be read, and both ends of each relay.
+fn members<'m>(vertices: &'m [Vertex], drafts: &[Draft], written: &'m [Written<'_>], graph: &Graph) -> Members<'m> {
+    let member = |at: usize, role: Role| {
+        let (vertex, node) = (&vertices[at], &written[at].node);
+        Member { name: &vertex.name, node, inputs: &vertex.inputs, role }
+    };
+    let mut members = Members::new();
+    for (at, (draft, id)) in drafts.iter().zip(&graph.ids).enumerate() {
+        let role = match draft {
+            Draft::Source(Some(draft)) => {
+                let is_journaled = draft.common.journal == Some(true);
+                Role::Source { partitioned: draft.options.partitioned(), is_journaled }
+            }
+            Draft::Operator(Some((_, options, _))) => match options.repartition() {
+                Some(repartition) => {
+                    let relay = graph.relays.iter().find(|relay| relay.vertex == at).expect("it is one");
+                    let partitioned = Some(Partitioned { group: String::new(), keyed_by: Some(repartition.key) });
+                    let source = Role::Source { partitioned, is_journaled: false };
+                    members.insert(ComponentId::Source(relay.source), member(at, source));
+                    Role::Relay
+                }
+                None => Role::Operator { keying: options.keying(), makes: options.makes(), ports: options.ports() },
+            },
+            Draft::Sink(Some((_, options, common))) => Role::Sink {
+                is_movable: options.is_movable(),
+                is_transactional: options.is_transactional(),
+                buffer: common.buffer,
+            },
+            Draft::Source(None) | Draft::Operator(None) | Draft::Sink(None) => continue,
+        };
+        members.insert(*id, member(at, role));
+    }
+    members
+}
+
+fn toml_of(options: &serde_json::Map<String, Json>) -> String {
+    toml::to_string(options).expect("components write what can be written in a configuration")
+}
+
+/// Options as if they were written at a place.
+fn as_written<'t>(text: &'t str, place: &Place) -> Node<'t> {
+    let table = DeTable::parse(text).expect("it was made from a table").into_inner();
+    Node { place: place.clone(), value: Value::Table(table_from_toml(table, 0)) }.moved(place.start)
 }
 
 fn names<C: ?Sized>(types: &'static [Type<C>]) -> Vec<&'static str> {

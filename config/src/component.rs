@@ -2,7 +2,7 @@
 //! and built. The lists of components are plain statics of the types below.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tocsin_pipeline::codec::{Codec, PathTable};
 use tocsin_pipeline::operator::{Built, Ports};
+use tocsin_pipeline::sharing::Sharing;
 use tocsin_pipeline::sink::Sink;
 use tocsin_pipeline::source::Source;
 
@@ -54,6 +55,98 @@ pub struct BuildContext<'a> {
     pub folder: PathBuf,
     /// Which of the component's ports something is connected to, by name (`late`, `rejected`).
     pub connected: Vec<String>,
+    /// The lane that is being built, where daemons share the partitions of a topic; `None`: everything.
+    pub partition: Option<AssignedPartition>,
+}
+
+/// A partition that this daemon reads and no other, for now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AssignedPartition {
+    pub topic: String,
+    pub partition: i32,
+    /// How many lanes there are in all: each may take its part of what a component may.
+    pub of: usize,
+}
+
+/// How a source is read by several daemons at a time, each of them some of its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partitioned {
+    /// The daemons that share the partitions.
+    pub group: String,
+    /// The paths whose values make the key of a record, such as `.host`: all records with the same values are in one partition.
+    /// `None`: nobody has said.
+    pub keyed_by: Option<Vec<String>>,
+}
+
+/// What an operator keeps from one record for the next, and by what: it decides whether daemons that each see some of the
+/// partitions give the same results together as one that sees them all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keying {
+    /// It keeps nothing.
+    Stateless {
+        /// What it may change in the records that it hands on.
+        assigns: Assigns,
+    },
+    /// It keeps state by the values of these expressions.
+    By {
+        /// The option that names them, for the place of a problem.
+        option: &'static str,
+        /// As they are written: those that are no paths tell nothing of where a record is.
+        key: Vec<String>,
+    },
+    /// It keeps state by the keys of the windows whose records it reads; of other records, by these paths.
+    ByWindow { otherwise: Vec<String> },
+    /// It keeps state of all records together.
+    Whole,
+}
+
+/// What a stateless operator may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Assigns {
+    Nothing,
+    /// At most these paths and what is within them.
+    Paths(Vec<String>),
+    Everything,
+}
+
+/// What an operator hands on, at its first output. The others give records as they were read, but for `rejected`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Makes {
+    /// The records that it reads.
+    Same,
+    /// Records of its own for each key, as [`Origin::Keyed`](tocsin_pipeline::event::Origin) has them: each value of the key is
+    /// at the top, under the last field of its path.
+    Windows,
+    /// Records of its own: each value of the key is under the last field of its path, within `path`; except for these names, which may
+    /// hold something else.
+    Within { path: &'static str, except: Vec<String> },
+}
+
+/// That records go through a topic of their own, so that all of one key are in one partition of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repartition {
+    /// The paths whose values make the key.
+    pub key: Vec<String>,
+    /// `None`: named after the group and the operator.
+    pub topic: Option<String>,
+    /// `None`: as many as the topic has that the records come from.
+    pub partitions: Option<u32>,
+}
+
+/// What a source is asked for so that records go through a topic on the same servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// The operator's name.
+    pub name: String,
+    pub repartition: Repartition,
+}
+
+/// The two ends of a topic that records go through, as they would be written: the options of a sink and of a source, with
+/// `type` and all else but the sink's `inputs`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RelayOptions {
+    pub sink: serde_json::Map<String, Json>,
+    pub source: serde_json::Map<String, Json>,
 }
 
 /// The options of a source; its doc comment is the reference page.
@@ -78,6 +171,23 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// The codec where the configuration names none.
     fn default_codec(&self) -> &'static str {
         "text"
+    }
+
+    /// How several daemons read it together; `None`: they cannot.
+    fn partitioned(&self) -> Option<Partitioned> {
+        None
+    }
+
+    /// What this daemon joins to be given some of the partitions; relative paths start at `folder`. `Some` where
+    /// [`Self::partitioned`] is.
+    fn sharing(&self, _folder: &Path) -> Option<Box<dyn Sharing>> {
+        None
+    }
+
+    /// The ends of a topic on the servers that this source reads from. `written` is all its options as they are written, which hold
+    /// how it connects. `None`: it reads from no such servers.
+    fn relay(&self, _relay: &Relay, _written: &Json) -> Option<RelayOptions> {
+        None
     }
 
     /// No I/O, no task.
@@ -110,6 +220,21 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         written
     }
 
+    /// What it keeps, and by what. An operator that does not say may keep anything, which is right on one daemon only.
+    fn keying(&self) -> Keying {
+        Keying::Whole
+    }
+
+    /// What its first output hands on.
+    fn makes(&self) -> Makes {
+        Makes::Same
+    }
+
+    /// Whether it stands for a topic that records go through: then it is never built, see [`Relay`].
+    fn repartition(&self) -> Option<Repartition> {
+        None
+    }
+
     /// Pure. Only called when there are no problems.
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -130,6 +255,16 @@ pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
 
     /// What becomes of output after a crash, for `explain`: `exactly once`, `at least once, with one identity`, ….
     fn guarantee(&self) -> &'static str;
+
+    /// Whether what it writes may come from one machine now and from another later. Not where it is kept on the machine.
+    fn is_movable(&self) -> bool {
+        true
+    }
+
+    /// Whether what it writes becomes visible by a transaction that ends with the checkpoint.
+    fn is_transactional(&self) -> bool {
+        false
+    }
 
     /// How many records a state holds that are still to be delivered: what is lost if nobody goes on from it.
     fn undelivered(_state: &[u8]) -> u64 {
@@ -174,6 +309,9 @@ pub trait AnySource: Send + Sync {
     fn is_replayable(&self) -> bool;
     fn acknowledges(&self) -> bool;
     fn default_codec(&self) -> &'static str;
+    fn partitioned(&self) -> Option<Partitioned>;
+    fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>>;
+    fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions>;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
 
@@ -194,6 +332,18 @@ impl<C: SourceConfig> AnySource for C {
         SourceConfig::default_codec(self)
     }
 
+    fn partitioned(&self) -> Option<Partitioned> {
+        SourceConfig::partitioned(self)
+    }
+
+    fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>> {
+        SourceConfig::sharing(self, folder)
+    }
+
+    fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
+        SourceConfig::relay(self, relay, written)
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {
         SourceConfig::build(self, context)
     }
@@ -205,6 +355,9 @@ pub trait AnyOperator: Send + Sync {
     fn ports(&self) -> Ports;
     fn needs_time(&self) -> bool;
     fn state_shape(&self, written: Json) -> Json;
+    fn keying(&self) -> Keying;
+    fn makes(&self) -> Makes;
+    fn repartition(&self) -> Option<Repartition>;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
 
@@ -230,6 +383,18 @@ impl<C: OperatorConfig> AnyOperator for C {
         OperatorConfig::state_shape(self, written)
     }
 
+    fn keying(&self) -> Keying {
+        OperatorConfig::keying(self)
+    }
+
+    fn makes(&self) -> Makes {
+        OperatorConfig::makes(self)
+    }
+
+    fn repartition(&self) -> Option<Repartition> {
+        OperatorConfig::repartition(self)
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
         OperatorConfig::build(self, context)
     }
@@ -240,6 +405,8 @@ pub trait AnySink: Send + Sync {
     fn problems(&self) -> Vec<Problem>;
     fn needs_time(&self) -> bool;
     fn guarantee(&self) -> &'static str;
+    fn is_movable(&self) -> bool;
+    fn is_transactional(&self) -> bool;
     fn state_shape(&self) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
@@ -255,6 +422,14 @@ impl<C: SinkConfig> AnySink for C {
 
     fn guarantee(&self) -> &'static str {
         SinkConfig::guarantee(self)
+    }
+
+    fn is_movable(&self) -> bool {
+        SinkConfig::is_movable(self)
+    }
+
+    fn is_transactional(&self) -> bool {
+        SinkConfig::is_transactional(self)
     }
 
     fn state_shape(&self) -> Json {

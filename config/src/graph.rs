@@ -45,6 +45,8 @@ pub(crate) struct Vertex {
     pub(crate) ports: Option<Vec<String>>,
     /// Sources have none.
     pub(crate) inputs: Inputs,
+    /// Whether it is an operator that stands for a topic: in the graph it is a sink, and a source that its readers read.
+    pub(crate) is_relay: bool,
 }
 
 /// What a component names as its inputs.
@@ -58,9 +60,19 @@ pub(crate) struct Inputs {
 /// A graph without problems, or as much of it as can be told.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
-    /// The number of each vertex in the plan's list of its kind.
+    /// The number of each vertex in the plan's list of its kind; of a relay, that of its sink.
     pub(crate) ids: Vec<ComponentId>,
     pub(crate) edges: Vec<Edge>,
+    /// Ordered by source, so that each comes after those that lead to it.
+    pub(crate) relays: Vec<RelayVertex>,
+}
+
+/// An operator that stands for a topic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayVertex {
+    pub(crate) vertex: usize,
+    /// The number of the source that reads the topic. Such sources come after all that are written.
+    pub(crate) source: usize,
 }
 
 /// An edge between vertices: from which, its port, to which, its input.
@@ -85,7 +97,10 @@ pub(crate) fn resolve(vertices: &[Vertex], is_partial: bool, problems: &mut Vec<
     }
     resolver.circles();
     let links = std::mem::take(&mut resolver.links);
-    let ids = number(vertices, &links);
+    let (kinds, links, relays) = part_relays(vertices, links);
+    // What comes out of a topic comes after what goes into it.
+    let order = links.iter().map(|(from, _, to, _)| (*from, *to)).chain(relays.iter().copied());
+    let mut ids = number(&kinds, &order.collect::<Vec<_>>());
     let mut edges: Vec<Edge> = links
         .iter()
         .map(|(from, port, to, input)| Edge {
@@ -96,7 +111,34 @@ pub(crate) fn resolve(vertices: &[Vertex], is_partial: bool, problems: &mut Vec<
         .collect();
     // Stable: within one input the order in which the outputs were named stays.
     edges.sort_by_key(|edge| (edge.to, edge.input));
-    Graph { ids, edges }
+    let source = |at: usize| match ids[at] {
+        ComponentId::Source(source) => source,
+        ComponentId::Operator(_) | ComponentId::Sink(_) => unreachable!("what comes out of a topic is a source"),
+    };
+    let mut relays: Vec<_> =
+        relays.iter().map(|(vertex, reads)| RelayVertex { vertex: *vertex, source: source(*reads) }).collect();
+    relays.sort_by_key(|relay| relay.source);
+    ids.truncate(vertices.len());
+    Graph { ids, edges, relays }
+}
+
+/// Parts each relay into a sink, in its place, and a source, after all others, that its readers read. Gives the kinds of all, the
+/// links between them, and which source belongs to which sink.
+fn part_relays(vertices: &[Vertex], mut links: Vec<Link>) -> (Vec<Kind>, Vec<Link>, Vec<(usize, usize)>) {
+    let kind = |vertex: &Vertex| if vertex.is_relay { Kind::Sink } else { vertex.kind };
+    let mut kinds: Vec<Kind> = vertices.iter().map(kind).collect();
+    let mut relays = Vec::new();
+    for at in (0..vertices.len()).filter(|at| vertices[*at].is_relay) {
+        let source = kinds.len();
+        kinds.push(Kind::Source);
+        relays.push((at, source));
+        for (from, port, ..) in &mut links {
+            if (*from, *port) == (at, 0) {
+                *from = source;
+            }
+        }
+    }
+    (kinds, links, relays)
 }
 
 struct Resolver<'a> {
@@ -294,16 +336,15 @@ impl Resolver<'_> {
 }
 
 /// Numbers the vertices of each kind, so that each comes after all that lead to it and otherwise in their order.
-fn number(vertices: &[Vertex], links: &[Link]) -> Vec<ComponentId> {
-    let mut waits = vec![0usize; vertices.len()];
-    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); vertices.len()];
-    for (from, _, to, _) in links {
+fn number(kinds: &[Kind], links: &[(usize, usize)]) -> Vec<ComponentId> {
+    let mut waits = vec![0usize; kinds.len()];
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); kinds.len()];
+    for (from, to) in links {
         waits[*to] += 1;
         readers[*from].push(*to);
     }
-    let mut ready: std::collections::BTreeSet<usize> =
-        (0..vertices.len()).filter(|vertex| waits[*vertex] == 0).collect();
-    let mut order = Vec::with_capacity(vertices.len());
+    let mut ready: std::collections::BTreeSet<usize> = (0..kinds.len()).filter(|vertex| waits[*vertex] == 0).collect();
+    let mut order = Vec::with_capacity(kinds.len());
     while let Some(vertex) = ready.pop_first() {
         order.push(vertex);
         for reader in &readers[vertex] {
@@ -314,16 +355,16 @@ fn number(vertices: &[Vertex], links: &[Link]) -> Vec<ComponentId> {
         }
     }
     // What is in a circle comes last: it is a problem already.
-    order.extend((0..vertices.len()).filter(|vertex| waits[*vertex] > 0));
+    order.extend((0..kinds.len()).filter(|vertex| waits[*vertex] > 0));
     let (mut sources, mut operators, mut sinks) = (0, 0, 0);
-    let mut ids = vec![ComponentId::Source(0); vertices.len()];
+    let mut ids = vec![ComponentId::Source(0); kinds.len()];
     for vertex in order {
-        let count = match vertices[vertex].kind {
+        let count = match kinds[vertex] {
             Kind::Source => &mut sources,
             Kind::Operator => &mut operators,
             Kind::Sink => &mut sinks,
         };
-        ids[vertex] = match vertices[vertex].kind {
+        ids[vertex] = match kinds[vertex] {
             Kind::Source => ComponentId::Source(*count),
             Kind::Operator => ComponentId::Operator(*count),
             Kind::Sink => ComponentId::Sink(*count),

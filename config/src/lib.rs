@@ -14,6 +14,7 @@ pub mod options;
 pub mod plan;
 mod reference;
 mod report;
+pub mod scale;
 mod schema;
 mod shape;
 mod substitute;

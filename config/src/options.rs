@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tocsin_pipeline::graph::JournalOptions;
 use tocsin_pipeline::source::{Multiline, MultilineMode, RecordOptions, TooLong};
+use tocsin_pipeline::store::object::{FORMS, Location};
 use tocsin_pipeline::timestamp::{TimestampFormat, TimestampOptions as Timestamps};
 
 use crate::component::{AnySource, Problem};
@@ -30,6 +31,14 @@ pub struct DaemonOptions {
     /// The folder for checkpoints and whatever else must survive a restart; a relative path starts at the configuration
     /// file's folder. Without it nothing survives: every start is a fresh one.
     pub data_dir: Option<PathBuf>,
+    /// Where the checkpoints of a pipeline that several daemons share are kept: a folder that all of them see, or
+    /// `"s3://BUCKET/FOLDER"`, `"gs://BUCKET/FOLDER"` or `"az://CONTAINER/FOLDER"`; see docs/kafka.md. A relative path starts
+    /// at the configuration file's folder. Credentials are taken from the environment, such as `AWS_ACCESS_KEY_ID`.
+    pub checkpoint_store: Option<String>,
+    /// The name of this daemon among those that share a pipeline, the same after each start: a daemon that comes back under
+    /// its name before the others have missed it goes on with what it had (static membership). No two may have the same, so it
+    /// is best made of something that differs by itself, such as `"${HOSTNAME}"`. Letters, digits, `.`, `_` and `-`.
+    pub instance: Option<String>,
     /// The address that metrics, health and the commands for a running daemon are served at, such as `"127.0.0.1:9477"`.
     /// Without it nothing is served. There is no authentication: keep it on the loopback or behind something that has.
     pub admin: Option<SocketAddr>,
@@ -84,6 +93,8 @@ impl Default for DaemonOptions {
     fn default() -> Self {
         Self {
             data_dir: None,
+            checkpoint_store: None,
+            instance: None,
             admin: None,
             checkpoint_interval: one_second(),
             threads: None,
@@ -97,6 +108,16 @@ impl Default for DaemonOptions {
 impl DaemonOptions {
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if let Some(Err(problem)) = self.checkpoint_store.as_deref().map(str::parse::<Location>) {
+            problems.push(Problem::new("checkpoint_store", problem).help(FORMS));
+        }
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_".contains(letter);
+        if self.instance.as_deref().is_some_and(|name| name.is_empty() || !name.chars().all(is_plain)) {
+            problems.push(
+                Problem::new("instance", "not a name for a daemon")
+                    .help("write letters, digits, `.`, `_` and `-`, such as \"node-1\" or \"${HOSTNAME}\""),
+            );
+        }
         if self.checkpoint_interval.0 < time::Duration::from_millis(10) {
             problems.push(
                 Problem::new("checkpoint_interval", "checkpoints cannot be taken that often")

@@ -19,7 +19,7 @@ use tocsin_pipeline::timestamp::TimestampOptions;
 pub struct Plan {
     /// `data_dir` is resolved against the folder of its file.
     pub daemon: DaemonOptions,
-    /// In the order of the configuration.
+    /// In the order of the configuration; after them those that relays read with.
     pub sources: Vec<PlannedSource>,
     /// So that each stands after all operators that it reads from.
     pub operators: Vec<PlannedOperator>,
@@ -28,6 +28,8 @@ pub struct Plan {
     /// Ordered by reader, then by the reader's input number, then by the order in which the output was named. No two are
     /// equal, but one output can go to many readers, and to two inputs of one reader.
     pub edges: Vec<Edge>,
+    /// The topics that records go through, each as a sink and a source of the lists above. Ordered by source.
+    pub relays: Vec<PlannedRelay>,
     /// In the order of the configuration.
     pub tests: Vec<Test>,
 }
@@ -117,6 +119,15 @@ pub struct PlannedSink {
     pub place: Place,
     /// The folder of its file.
     pub folder: PathBuf,
+}
+
+/// An operator `repartition`: its sink has its name and what it reads, its source feeds what reads the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedRelay {
+    /// The number in [`Plan::sinks`].
+    pub sink: usize,
+    /// The number in [`Plan::sources`].
+    pub source: usize,
 }
 
 /// One of `[[tests]]`, its names and times resolved; see [`TestOptions`](crate::testing::TestOptions).

@@ -91,6 +91,18 @@ impl<'a> Node<'a> {
         self.as_table()?.iter().find(|(key, _)| key.name == name).map(|(_, value)| value)
     }
 
+    /// The same with all of it at one offset, where nothing of it is written.
+    pub(crate) fn moved(self, to: usize) -> Self {
+        let value = match self.value {
+            Value::List(values) => Value::List(values.into_iter().map(|value| value.moved(to)).collect()),
+            Value::Table(table) => Value::Table(
+                table.into_iter().map(|(key, value)| (Key { place: to..to, ..key }, value.moved(to))).collect(),
+            ),
+            value => value,
+        };
+        Self { place: to..to, value }
+    }
+
     /// Takes an entry out of a table.
     pub(crate) fn take(&mut self, name: &str) -> Option<(Key, Self)> {
         let table = self.as_table_mut()?;

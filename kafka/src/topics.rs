@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
-
-use crate::client::Listener;
 
 /// Kafka takes no longer name.
 const NAME_MAX: usize = 249;
@@ -33,8 +31,8 @@ pub type Partition = (String, i32);
 ///
 /// # Panics
 /// When a pattern is no regular expression.
-pub fn discover(
-    consumer: &BaseConsumer<Listener>,
+pub fn discover<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
     topics: &[String],
     patience: Duration,
 ) -> Result<(Vec<Partition>, Vec<String>), String> {

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
@@ -122,6 +122,10 @@ impl OperatorConfig for Config {
     /// What is remembered is when each key passed: how long that matters may change.
     fn state_shape(&self, _: Json) -> Json {
         json!({ "key": trimmed(&self.key) })
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::By { option: "key", key: self.key.clone() }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

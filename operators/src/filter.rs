@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::{Condition, Diagnostic};
@@ -55,6 +55,10 @@ impl OperatorConfig for Config {
 
     fn problems(&self) -> Vec<Problem> {
         problems_of("condition", Condition::check(&self.condition))
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::Stateless { assigns: Assigns::Nothing }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

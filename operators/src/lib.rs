@@ -5,6 +5,7 @@ mod dedupe;
 mod filter;
 mod key;
 mod remap;
+mod repartition;
 mod route;
 mod sample;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub static OPERATORS: &[OperatorType] = &[
     OperatorType::of::<dedupe::Config>(),
     OperatorType::of::<filter::Config>(),
     OperatorType::of::<remap::Config>(),
+    OperatorType::of::<repartition::Config>(),
     OperatorType::of::<route::Config>(),
     OperatorType::of::<sample::Config>(),
     OperatorType::of::<throttle::Config>(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::event::{Batch, Span};
 use tocsin_pipeline::expression::{Program, ProgramError};
 use tocsin_pipeline::json::{is_json, parse_value, write_value};
@@ -110,6 +110,17 @@ impl OperatorConfig for Config {
 
     fn ports(&self) -> Ports {
         vec!["rejected".to_owned()]
+    }
+
+    fn keying(&self) -> Keying {
+        let program = self.source().and_then(|(_, source)| Program::compile(source).ok());
+        let assigns = match program.map(|program| program.changes()) {
+            Some(changes) if changes.is_empty() => Assigns::Nothing,
+            Some(changes) => Assigns::Paths(changes.iter().map(|path| format!(".{path}")).collect()),
+            // There is no such program: that is told already.
+            None => Assigns::Everything,
+        };
+        Keying::Stateless { assigns }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
@@ -315,6 +326,16 @@ mod tests {
             "program = '. = {\"source\": %source, \"partition\": %partition}'",
             "00:01 {}",
         ));
+    }
+
+    #[test]
+    fn what_it_changes_is_known() {
+        expect![[r#"Stateless { assigns: Paths([".a", ".b", ".c"]) }, Same"#]]
+            .assert_eq(&script::keying::<Config>(PROGRAM));
+        expect![[r#"Stateless { assigns: Paths(["."]) }, Same"#]]
+            .assert_eq(&script::keying::<Config>("program_file = '. = parse_json!(.a)'"));
+        expect!["Stateless { assigns: Nothing }, Same"]
+            .assert_eq(&script::keying::<Config>("program = 'if .a == 1 { abort }'"));
     }
 
     #[test]

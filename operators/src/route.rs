@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::Condition;
@@ -83,6 +83,10 @@ impl OperatorConfig for Config {
 
     fn ports(&self) -> Ports {
         self.routes.keys().map(String::as_str).chain([OTHER]).map(str::to_owned).collect()
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::Stateless { assigns: Assigns::Nothing }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::{Batch, Origin};
 use tocsin_pipeline::expression::Expression;
@@ -64,6 +64,10 @@ impl OperatorConfig for Config {
             _ => {}
         }
         problems
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::Stateless { assigns: Assigns::Nothing }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

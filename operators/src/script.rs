@@ -61,6 +61,13 @@ pub(crate) fn problems<C: OperatorConfig>(config: &str) -> String {
     text
 }
 
+/// What an operator keeps its state by, and what it makes.
+pub(crate) fn keying<C: OperatorConfig>(config: &str) -> String {
+    let config: C = toml::from_str(config).unwrap();
+    assert_eq!(config.problems(), []);
+    format!("{:?}, {:?}", config.keying(), config.makes())
+}
+
 /// Builds the operator that the TOML text `config` describes, every port of it connected.
 pub(crate) fn build<C: OperatorConfig>(config: &str) -> Built {
     let config: C = toml::from_str(config).unwrap();
@@ -71,6 +78,7 @@ pub(crate) fn build<C: OperatorConfig>(config: &str) -> Built {
         paths: &mut paths,
         folder: ".".into(),
         connected: config.ports(),
+        partition: None,
     })
 }
 

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{BuildContext, Keying, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
@@ -98,6 +98,10 @@ impl OperatorConfig for Config {
     /// What is remembered is how many passed in each stretch: how many may can change.
     fn state_shape(&self, _: Json) -> Json {
         json!({ "key": trimmed(&self.key), "per": self.per.to_string() })
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::By { option: "key", key: self.key.clone() }
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
@@ -371,5 +375,12 @@ mod tests {
             max_keys: must be at least 1
         "#]]
         .assert_eq(&script::problems::<Config>("events = 0\nper = \"0s\"\nmax_keys = 0"));
+    }
+
+    #[test]
+    fn counts_are_kept_by_key() {
+        expect![[r#"By { option: "key", key: [".host"] }, Same"#]]
+            .assert_eq(&script::keying::<Config>("events = 1\nkey = ['.host']"));
+        expect![[r#"By { option: "key", key: [] }, Same"#]].assert_eq(&script::keying::<Config>("events = 1"));
     }
 }

@@ -3,6 +3,10 @@
 //! `checkpoints/segment-N` holds the pieces of state that changed in epoch N; `checkpoints/manifest-N` names all pieces of the
 //! epoch, most of them in older segments. The rename of the manifest, made durable, is what makes the epoch the truth.
 //! What to do with what is found at start is decided by [`decide`], which touches nothing.
+//!
+//! A chain of checkpoints in a place that several daemons share has owners one after the other, each with a [`Term`]. The
+//! first epoch of a term is whole in its own segment, and an owner deletes nothing of later terms, so whatever somebody does
+//! who does not know yet that he was followed, what the newest owner has written stays as it is.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +20,7 @@ use serde_json::Value as Json;
 use crate::evolution::{Fact, Facts, Fate, Role, Verdict};
 use crate::fault::{self, Defect};
 use crate::ledger::{Audit, Ledger};
+use crate::store::term::{self, Term};
 use crate::store::{Damaged, FIRST_RECORD, FileReader, FileWriter, Kind, Storage};
 use crate::time::Timestamp;
 
@@ -23,6 +28,8 @@ use crate::time::Timestamp;
 const FORMAT: u32 = 1;
 /// How many complete epochs are kept: a damaged one can be passed over.
 const KEPT: usize = 3;
+/// How often the checkpoints of a chain are looked at anew because somebody deleted some while they were read.
+const LOOKS: usize = 5;
 
 /// What a manifest says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -231,27 +238,30 @@ pub enum Decided {
     Nothing,
 }
 
-/// Decides once more, for epochs that were only prepared for somebody else to decide: each with whether it was. The one after
-/// the last that was decided may have been prepared, and never more than that one.
+/// Decides once more, for epochs that were only prepared for somebody else to decide: each with whether it was. An owner
+/// prepares one only when the one before is decided, so of each term only the last may not have been.
 pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
     found.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
-    let resume = |at: usize| match found.get(at) {
-        Some((epoch, _)) => Recovery::Resume { epoch: *epoch, passed_over: Vec::new() },
+    let resume = |at: Option<usize>| match at {
+        Some(at) => Recovery::Resume { epoch: found[at].0, passed_over: Vec::new() },
         None => Recovery::StartFresh,
     };
-    let prepared = found.iter().take_while(|(_, is_prepared)| *is_prepared).count();
+    // The newest that was certainly decided, by whomever.
+    let sure = (0..found.len()).find(|at| {
+        let (epoch, is_prepared) = found[*at];
+        !is_prepared || found[..*at].iter().any(|(later, _)| Term::of(*later) == Term::of(epoch))
+    });
     match decided {
-        // Whether the last was decided cannot be known any more, so it is done again; the one before was.
-        Decided::ByItself => resume(prepared.min(1)),
-        // The first that was ever prepared, and it was not decided.
-        Decided::Nothing if prepared <= 1 => resume(prepared),
+        // Whether a later one was cannot be known any more, so it is done again.
+        Decided::ByItself => resume(sure),
+        Decided::Nothing if sure.is_none_or(|at| !found[at].1) => resume(sure),
         Decided::Nothing => Recovery::Refuse(
             "its checkpoints were decided by transactions, and no transaction is known of: the offsets of its group have \
              expired or were reset, or the cluster is another"
                 .to_owned(),
         ),
         Decided::Epoch(epoch) => match found.iter().position(|(known, _)| *known == epoch) {
-            Some(at) => resume(at),
+            Some(at) => resume(Some(at)),
             None => {
                 let known: Vec<_> = found.iter().map(|(epoch, _)| epoch.to_string()).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -276,6 +286,10 @@ struct Kept {
 pub struct Checkpoints {
     storage: Arc<dyn Storage>,
     folder: PathBuf,
+    /// Of whom the epochs are; `None`: the folder is that of one daemon, which keeps all others out.
+    term: Option<Term>,
+    /// The files of earlier terms were deleted; where there are no terms, there are none.
+    is_swept: bool,
     /// The manifest of the last complete epoch.
     current: Option<Manifest>,
     /// The sizes of the segments that kept manifests refer to.
@@ -300,6 +314,24 @@ pub enum CheckpointError {
     Io { action: &'static str, path: PathBuf, error: std::io::Error },
     #[error("{0}")]
     Refused(String),
+    /// Nothing more is written: somebody else goes on from what was.
+    #[error("the checkpoints were taken over by {by} (term {term})")]
+    Superseded { term: u64, by: String },
+}
+
+/// Why an epoch was not read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("{name}: {error}")]
+    Io { name: String, error: std::io::Error },
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<Damaged> for Unread {
+    fn from(damaged: Damaged) -> Self {
+        Self::Damaged(damaged.to_string())
+    }
 }
 
 impl Checkpoints {
@@ -318,18 +350,7 @@ impl Checkpoints {
             .filter_map(|name| number(name, "manifest-").or_else(|| number(name, "segment-")))
             .max()
             .unwrap_or(0);
-        let mut checkpoints = Self {
-            storage,
-            folder: folder.clone(),
-            current: None,
-            segments: BTreeMap::new(),
-            kept: BTreeMap::new(),
-            unsaved: Snapshot::default(),
-            facts: Facts::new(),
-            is_migrated: false,
-            has_decider: false,
-            next_epoch: highest + 1,
-        };
+        let mut checkpoints = Self::new(storage, folder.clone(), None, highest + 1);
         let mut loaded = BTreeMap::new();
         let mut found = Vec::new();
         for epoch in epochs {
@@ -366,44 +387,187 @@ impl Checkpoints {
     /// When nobody but a person can know what to go on from, or the epoch cannot be read.
     pub fn settle(&mut self, decided: Decided) -> Result<Option<Restored>, CheckpointError> {
         self.has_decider = decided != Decided::ByItself;
-        let found = self.kept.iter().map(|(epoch, kept)| (*epoch, kept.is_prepared)).collect();
-        let epoch = match settle(found, decided) {
-            Recovery::Refuse(reason) => return Err(CheckpointError::Refused(reason)),
-            Recovery::Resume { epoch, .. } => epoch,
-            Recovery::StartFresh => 0,
+        let mut found = match self.term {
+            None => self.kept.iter().map(|(epoch, kept)| (*epoch, kept.is_prepared)).collect(),
+            // Whoever was before may have gone on until the decider kept him out.
+            Some(_) => self.there()?,
         };
-        if epoch == self.epoch() {
-            return Ok(None);
-        }
-        let whole = match epoch {
-            0 => None,
-            epoch => {
-                let data_dir = self.folder.parent().expect("checkpoints are below their data directory");
-                Some(read_epoch(&*self.storage, data_dir, epoch).map_err(CheckpointError::Refused)?)
+        let (epoch, whole) = loop {
+            let epoch = match settle(found.clone(), decided) {
+                Recovery::Refuse(reason) => return Err(CheckpointError::Refused(reason)),
+                Recovery::Resume { epoch, .. } => epoch,
+                Recovery::StartFresh => 0,
+            };
+            if epoch == self.epoch() {
+                return Ok(None);
+            }
+            if epoch == 0 {
+                break (epoch, None);
+            }
+            let data_dir = self.folder.parent().expect("checkpoints are below their data directory");
+            match load(&*self.storage, data_dir, epoch) {
+                Ok(whole) => break (epoch, Some(whole)),
+                Err(unread) => {
+                    let damage = self.damage(unread)?;
+                    // What was decided cannot be passed over, and of one daemon's own epochs those that are damaged are not
+                    // among the kept.
+                    if self.term.is_none() || matches!(decided, Decided::Epoch(_)) {
+                        return Err(CheckpointError::Refused(damage));
+                    }
+                    found.retain(|(of, _)| *of != epoch);
+                }
             }
         };
-        // They are in the way of nothing: the numbers of later epochs are greater. But nobody is to go on from them.
-        let io = |error| CheckpointError::Io { action: "tidying", path: self.folder.clone(), error };
-        for undecided in self.kept.split_off(&(epoch + 1)).into_keys() {
-            self.storage.remove(&path(&self.folder, "manifest", undecided)).map_err(io)?;
-        }
-        self.storage.sync_dir(&self.folder).map_err(io)?;
-        self.collect_garbage();
         self.unsaved = Snapshot::default();
+        match self.term {
+            None => {
+                // They are in the way of nothing: the numbers of later epochs are greater. But nobody is to go on from them.
+                let io = |error| CheckpointError::Io { action: "tidying", path: self.folder.clone(), error };
+                for undecided in self.kept.split_off(&(epoch + 1)).into_keys() {
+                    self.storage.remove(&path(&self.folder, "manifest", undecided)).map_err(io)?;
+                }
+                self.storage.sync_dir(&self.folder).map_err(io)?;
+                self.collect_garbage();
+            }
+            Some(_) => {
+                self.kept.clear();
+                if let Some(whole) = &whole {
+                    self.go_on_from(epoch, &whole.manifest, &whole.restored);
+                }
+            }
+        }
         let (manifest, restored) = whole.map(|whole| (whole.manifest, whole.restored)).unzip();
         self.current = manifest;
         Ok(Some(restored.unwrap_or_default()))
     }
 
-    /// The epochs that are there and whole, the oldest first.
-    pub fn kept(&self) -> impl Iterator<Item = u64> {
-        self.kept.keys().copied()
+    /// The epochs that are there and whose manifests can be read, each with whether it was prepared for a decider.
+    fn there(&self) -> Result<Vec<(u64, bool)>, CheckpointError> {
+        let io = |error| CheckpointError::Io { action: "listing", path: self.folder.clone(), error };
+        let names = self.storage.list(&self.folder).map_err(io)?;
+        let mut there = Vec::new();
+        for epoch in names.iter().filter_map(|name| number(name, "manifest-")) {
+            match read_manifest(&*self.storage, &self.path("manifest", epoch), epoch) {
+                Ok(manifest) => there.push((epoch, manifest.is_prepared)),
+                Err(unread) => drop(self.damage(unread)?),
+            }
+        }
+        Ok(there)
+    }
+
+    /// Goes on from an epoch that an earlier owner has written: all of it goes out with the first epoch of this one, with what has
+    /// changed by then in its place.
+    fn go_on_from(&mut self, epoch: u64, manifest: &Manifest, restored: &Restored) {
+        self.keep(epoch, manifest);
+        self.unsaved.operators = restored.operators.clone();
+        self.unsaved.sinks = restored.sinks.clone();
+        self.rise_above(manifest);
+    }
+
+    /// The epochs that can be gone on from, the oldest first; `None` where somebody else may be adding to them.
+    pub fn kept(&self) -> Option<Vec<u64>> {
+        self.term.is_none().then(|| self.kept.keys().copied().collect())
     }
 
     /// The positions of all lanes in the last complete epoch, by source.
     pub fn positions(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, LanePosition>)> {
         let sources = self.current.iter().flat_map(|manifest| &manifest.sources);
         sources.map(|(source, lanes)| (source.as_str(), lanes))
+    }
+
+    /// Opens the chain of checkpoints in a folder for the owner of `term`: what to go on from, and what was passed over for it.
+    /// What is there stays there until this owner has written enough of its own.
+    pub fn open_term(
+        storage: Arc<dyn Storage>,
+        folder: &Path,
+        term: Term,
+    ) -> Result<(Self, Restored, Vec<Found>), CheckpointError> {
+        let mut checkpoints = Self::new(storage, folder.join("checkpoints"), Some(term), term.first_epoch());
+        let outcome = checkpoints.read_newest(folder);
+        // Whoever has been followed already has read what the next owner was deleting: what came of it means nothing.
+        checkpoints.check_term()?;
+        let (found, newest) = outcome?;
+        match decide(found) {
+            Recovery::StartFresh => Ok((checkpoints, Restored::default(), Vec::new())),
+            Recovery::Refuse(reason) => Err(CheckpointError::Refused(reason)),
+            Recovery::Resume { epoch, passed_over } => {
+                let Epoch { manifest, restored, .. } = newest.expect("decided from what was read");
+                checkpoints.go_on_from(epoch, &manifest, &restored);
+                checkpoints.current = Some(manifest);
+                Ok((checkpoints, restored, passed_over))
+            }
+        }
+    }
+
+    fn new(storage: Arc<dyn Storage>, folder: PathBuf, term: Option<Term>, next_epoch: u64) -> Self {
+        Self {
+            storage,
+            folder,
+            term,
+            is_swept: term.is_none(),
+            current: None,
+            segments: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            unsaved: Snapshot::default(),
+            facts: Facts::new(),
+            is_migrated: false,
+            has_decider: false,
+            next_epoch,
+        }
+    }
+
+    /// The newest whole epoch, and what was found on the way to it. Somebody may be writing and deleting there.
+    fn read_newest(&self, chain: &Path) -> Result<(Vec<Found>, Option<Epoch>), CheckpointError> {
+        let list = || {
+            let io = |error| CheckpointError::Io { action: "listing", path: self.folder.clone(), error };
+            self.storage.list(&self.folder).map_err(io)
+        };
+        let mut names = list()?;
+        let mut looks = 1;
+        loop {
+            let mut epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+            epochs.sort_unstable();
+            let mut found = Vec::new();
+            let mut newest = None;
+            while let (Some(epoch), None) = (epochs.pop(), &newest) {
+                match load(&*self.storage, chain, epoch) {
+                    Ok(whole) => {
+                        newest = Some(whole);
+                        found.push(Found { epoch, damage: None });
+                    }
+                    Err(unread) => found.push(Found { epoch, damage: Some(self.damage(unread)?) }),
+                }
+            }
+            if looks == LOOKS || found.iter().all(|found| found.damage.is_none()) {
+                return Ok((found, newest));
+            }
+            looks += 1;
+            let before = std::mem::replace(&mut names, list()?);
+            if names == before {
+                return Ok((found, newest));
+            }
+        }
+    }
+
+    /// What is wrong with an epoch that was not read. What cannot be read now can be read later, and is an error: to go on from
+    /// an older epoch would be to forget this one.
+    fn damage(&self, unread: Unread) -> Result<String, CheckpointError> {
+        match unread {
+            Unread::Io { name, error } if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CheckpointError::Io { action: "reading", path: self.folder.join(name), error })
+            }
+            unread => Ok(unread.to_string()),
+        }
+    }
+
+    /// Fails if somebody has taken a later term.
+    fn check_term(&self) -> Result<(), CheckpointError> {
+        let Some(term) = self.term else { return Ok(()) };
+        match term::successor(&*self.storage, &self.folder, term) {
+            Ok(None) => Ok(()),
+            Ok(Some((term, by))) => Err(CheckpointError::Superseded { term, by }),
+            Err(error) => Err(CheckpointError::Io { action: "listing", path: self.folder.clone(), error }),
+        }
     }
 
     /// From now on epochs are those of these components. What is not gone on from is in no later epoch.
@@ -478,9 +642,10 @@ impl Checkpoints {
     }
 
     /// Writes an epoch. When this returns without error it is the truth; when it fails the epoch before stays that, and
-    /// what was collected is written with the next.
+    /// what was collected is written with the next. An owner of a term that was taken over from writes nothing more.
     pub fn write(&mut self, epoch: u64, snapshot: Snapshot, now: Timestamp) -> Result<u64, CheckpointError> {
         self.unsaved.overlay(snapshot);
+        self.check_term()?;
         let mut manifest = self.current.clone().unwrap_or_else(|| Manifest {
             format: FORMAT,
             epoch,
@@ -529,7 +694,13 @@ impl Checkpoints {
         }
         let written = match self.write_files(epoch, &manifest, &segment) {
             Err(_) if fault::is_planted(Defect::IgnoredError) => 0,
-            written => written?,
+            Err(error) => {
+                // A later owner may have deleted what was being written.
+                let followed = self.check_term().err();
+                let followed = followed.filter(|error| matches!(error, CheckpointError::Superseded { .. }));
+                return Err(followed.unwrap_or(error));
+            }
+            Ok(written) => written,
         };
         self.unsaved = Snapshot::default();
         self.is_migrated = false;
@@ -561,12 +732,21 @@ impl Checkpoints {
         let mut file = FileWriter::new(epoch);
         let text = serde_json::to_vec(manifest).expect("a manifest has string keys");
         file.push(epoch, Kind::Manifest, &text);
-        let (path, temporary) = (self.path("manifest", epoch), self.folder.join("manifest.tmp"));
-        fault::point("manifest.write");
-        self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
-        fault::point("manifest.written");
-        self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
-        fault::point("manifest.renamed");
+        let path = self.path("manifest", epoch);
+        let temporary = match self.term {
+            None => self.folder.join("manifest.tmp"),
+            // Whoever was before may be writing one too.
+            Some(_) => path.with_extension("tmp"),
+        };
+        if self.storage.is_atomic() {
+            self.storage.write_new(&path, file.content()).map_err(io("writing", &path))?;
+        } else {
+            fault::point("manifest.write");
+            self.storage.write_new(&temporary, file.content()).map_err(io("writing", &temporary))?;
+            fault::point("manifest.written");
+            self.storage.rename(&temporary, &path).map_err(io("renaming to", &path))?;
+            fault::point("manifest.renamed");
+        }
         self.storage.sync_dir(&self.folder).map_err(io("syncing", &self.folder))?;
         fault::point("manifest.synced");
         Ok((written + file.len()) as u64)
@@ -618,6 +798,25 @@ impl Checkpoints {
             let _ = self.storage.remove(&self.path("segment", segment));
         }
         fault::point("garbage.done");
+        if !self.is_swept && self.kept.len() == KEPT && self.kept.keys().all(|epoch| self.is_own(*epoch)) {
+            self.is_swept = true;
+            self.sweep();
+        }
+    }
+
+    fn is_own(&self, epoch: u64) -> bool {
+        self.term.is_some_and(|term| term.number() == Term::of(epoch))
+    }
+
+    /// Deletes the files of earlier terms, also those that their owners left behind: there are enough epochs of this one. A
+    /// failure leaves files too many, which the next owner deletes.
+    fn sweep(&self) {
+        let Some(term) = self.term else { return };
+        for name in self.storage.list(&self.folder).unwrap_or_default() {
+            if term::is_earlier(&name, term) {
+                let _ = self.storage.remove(&self.folder.join(name));
+            }
+        }
     }
 
     fn path(&self, kind: &str, epoch: u64) -> PathBuf {
@@ -646,23 +845,31 @@ pub fn audit(storage: &dyn Storage, data_dir: &Path) -> Result<Option<Audit>, Ch
             Ok(Manifest { ledger, written_at: taken_at, .. }) => {
                 return Ok(Some(Audit { epoch, taken_at, ledger: ledger.unwrap_or_default() }));
             }
-            Err(found) => damage = damage.or(Some(found)),
+            Err(found) => damage = damage.or(Some(found.to_string())),
         }
     }
     damage.map_or(Ok(None), |damage| Err(CheckpointError::Refused(damage)))
 }
 
-fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manifest, String> {
-    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-    let content = storage.read(path).map_err(|error| format!("{name}: {error}"))?;
-    let damaged = |damaged: Damaged| damaged.to_string();
-    let reader = FileReader::new(&name, epoch, &content).map_err(damaged)?;
-    let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest).map_err(damaged)?;
-    let manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{name}: {error}"))?;
+fn read_manifest(storage: &dyn Storage, path: &Path, epoch: u64) -> Result<Manifest, Unread> {
+    let (name, content) = read(storage, path)?;
+    let reader = FileReader::new(&name, epoch, &content)?;
+    let (text, _) = reader.record(FIRST_RECORD, epoch, Kind::Manifest)?;
+    let manifest: Manifest =
+        serde_json::from_slice(text).map_err(|error| Unread::Damaged(format!("{name}: {error}")))?;
     if manifest.format != FORMAT {
-        return Err(format!("{name}: format {} is not known to this version", manifest.format));
+        return Err(Unread::Damaged(format!("{name}: format {} is not known to this version", manifest.format)));
     }
     Ok(manifest)
+}
+
+/// A file and its name.
+fn read(storage: &dyn Storage, path: &Path) -> Result<(String, Vec<u8>), Unread> {
+    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+    match storage.read(path) {
+        Ok(content) => Ok((name, content)),
+        Err(error) => Err(Unread::Io { name, error }),
+    }
 }
 
 fn path(folder: &Path, kind: &str, epoch: u64) -> PathBuf {
@@ -695,7 +902,10 @@ pub fn epochs(storage: &dyn Storage, data_dir: &Path) -> Result<Vec<u64>, Checkp
     let folder = data_dir.join("checkpoints");
     let names =
         storage.list(&folder).map_err(|error| CheckpointError::Io { action: "listing", path: folder, error })?;
-    Ok(names.iter().filter_map(|name| number(name, "manifest-")).collect())
+    let mut epochs: Vec<u64> = names.iter().filter_map(|name| number(name, "manifest-")).collect();
+    // Names are in another order than numbers once these have more digits than the names provide for.
+    epochs.sort_unstable();
+    Ok(epochs)
 }
 
 /// Reads every byte of a file of checkpoints. `None`: the name is not that of one.
@@ -706,29 +916,23 @@ pub fn verify(name: &str, content: &[u8]) -> Option<Result<(), Damaged>> {
 
 /// Reads an epoch with all its pieces, or says what is wrong with it.
 pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<Epoch, String> {
+    load(storage, data_dir, epoch).map_err(|unread| unread.to_string())
+}
+
+fn load(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<Epoch, Unread> {
     let folder = data_dir.join("checkpoints");
-    let read = |kind: &str, number: u64| -> Result<(String, Vec<u8>), String> {
-        let path = path(&folder, kind, number);
-        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-        let content = storage.read(&path).map_err(|error| format!("{name}: {error}"))?;
-        Ok((name, content))
-    };
-    let manifest_path = path(&folder, "manifest", epoch);
-    let manifest = read_manifest(storage, &manifest_path, epoch)?;
-    let damaged = |damaged: Damaged| damaged.to_string();
+    let manifest = read_manifest(storage, &path(&folder, "manifest", epoch), epoch)?;
     let mut segments: BTreeMap<u64, (String, Vec<u8>)> = BTreeMap::new();
     for place in places(&manifest) {
         if let Entry::Vacant(entry) = segments.entry(place.segment) {
-            entry.insert(read("segment", place.segment)?);
+            entry.insert(read(storage, &path(&folder, "segment", place.segment))?);
         }
     }
-    let piece = |place: &Place, kind| -> Result<Bytes, String> {
+    let piece = |place: &Place, kind| -> Result<Bytes, Unread> {
         let (name, content) = &segments[&place.segment];
-        let reader = FileReader::new(name, place.segment, content).map_err(damaged)?;
-        reader
-            .record(place.offset, place.segment, kind)
-            .map(|(piece, _)| Bytes::copy_from_slice(piece))
-            .map_err(damaged)
+        let reader = FileReader::new(name, place.segment, content)?;
+        let (piece, _) = reader.record(place.offset, place.segment, kind)?;
+        Ok(Bytes::copy_from_slice(piece))
     };
     let mut restored = Restored { epoch, sources: manifest.sources.clone(), ..Restored::default() };
     restored.journals = manifest.journals.clone();
@@ -740,7 +944,7 @@ pub fn read_epoch(storage: &dyn Storage, data_dir: &Path, epoch: u64) -> Result<
             .groups
             .iter()
             .map(|(group, place)| Ok((*group, piece(place, Kind::Piece)?)))
-            .collect::<Result<_, String>>()?;
+            .collect::<Result<_, Unread>>()?;
         restored.operators.insert(operator.clone(), (pieces.version, groups));
     }
     for (sink, place) in &manifest.sinks {
@@ -826,6 +1030,19 @@ mod tests {
         assert!(matches!(settle(prepared(&[1, 2]), Decided::Nothing), Recovery::Refuse(_)), "the marker is lost");
         assert_eq!(settle(vec![(1, false), (2, true)], Decided::Nothing), resume(1), "transactions are new");
         assert_eq!(settle(vec![(1, false), (2, false)], Decided::Nothing), resume(2));
+    }
+
+    #[test]
+    fn each_owner_may_have_prepared_one_epoch_that_was_not_decided() {
+        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
+        let of = |term: u64, epoch: u64| (term * 1_000_000_000_000 + epoch, true);
+        let first_died = vec![of(1, 1), of(2, 1)];
+        assert_eq!(settle(first_died.clone(), Decided::Nothing), Recovery::StartFresh);
+        assert_eq!(settle(first_died, Decided::ByItself), Recovery::StartFresh);
+        let later = vec![of(1, 1), of(1, 2), of(2, 1), of(3, 1)];
+        assert_eq!(settle(later.clone(), Decided::ByItself), resume(of(1, 1).0));
+        assert_eq!(settle(later.clone(), Decided::Epoch(of(1, 2).0)), resume(of(1, 2).0));
+        assert!(matches!(settle(later, Decided::Nothing), Recovery::Refuse(_)));
     }
 
     #[test]

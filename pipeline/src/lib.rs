@@ -24,6 +24,7 @@ pub mod path;
 pub mod poison;
 pub mod prefilter;
 pub mod runtime;
+pub mod sharing;
 pub mod simulation;
 pub mod sink;
 pub mod source;

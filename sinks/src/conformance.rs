@@ -104,6 +104,7 @@ pub(crate) fn sink<C: SinkConfig>(options: &str, folder: &Path) -> Box<dyn Sink>
         paths: &mut paths,
         folder: folder.to_owned(),
         connected: Vec::new(),
+        partition: None,
     })
 }
 
@@ -139,6 +140,11 @@ impl Storage for Failing {
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         self.check(Call::WriteNew)?;
         Disk.write_new(path, content)
+    }
+
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.check(Call::WriteNew)?;
+        Disk.create_new(path, content)
     }
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>> {

@@ -644,6 +644,45 @@ six"""
 }
 
 #[test]
+fn what_daemons_share_is_no_other_than_a_place_and_a_name_each() {
+    let text = "[sources.a]\ntype = \"tail\"\npaths = [\"a\"]\n[sinks.mail]\ntype = \"mail\"\ninputs = [\"a\"]\nsmtp = \"smtp://x\"\n";
+    check_all(
+        &[("a.toml", text)],
+        &["daemon.checkpoint_store=ftp://host/folder", "daemon.instance=two words"],
+        expect![[r#"
+            --set:1:25: error: ftp:// is not known
+            1 | daemon.checkpoint_store=ftp://host/folder
+              |                         ^^^^^^^^^^^^^^^^^
+            help: write a folder, or s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER; credentials are taken from the environment
+
+            --set:1:17: error: not a name for a daemon
+            1 | daemon.instance=two words
+              |                 ^^^^^^^^^
+            help: write letters, digits, `.`, `_` and `-`, such as "node-1" or "${HOSTNAME}"
+
+            2 problems
+        "#]],
+    );
+    check_all(
+        &[("a.toml", text)],
+        &["daemon.checkpoint_store=s3:///folder", "daemon.instance="],
+        expect![[r#"
+        --set:1:25: error: it names no bucket
+        1 | daemon.checkpoint_store=s3:///folder
+          |                         ^^^^^^^^^^^^
+        help: write a folder, or s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER; credentials are taken from the environment
+
+        --set:1:17: error: not a name for a daemon
+        1 | daemon.instance=
+          |                 ^
+        help: write letters, digits, `.`, `_` and `-`, such as "node-1" or "${HOSTNAME}"
+
+        2 problems
+    "#]],
+    );
+}
+
+#[test]
 fn options_can_be_set_from_the_command_line() {
     let text = "[sources.a]\ntype = \"tail\"\npaths = [\"a\"]\n[sinks.mail]\ntype = \"mail\"\ninputs = [\"a\"]\nsmtp = \"smtp://x\"\n";
     check_all(

@@ -11,7 +11,7 @@ use std::time::Duration as Span;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{BuildContext, Keying, Makes, OperatorConfig, Problem};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::codec::{FieldPath, Projection};
 use tocsin_pipeline::event::{Batch, Field, Lane, Origin};
@@ -185,6 +185,33 @@ impl OperatorConfig for Config {
         Json::Null
     }
 
+    fn keying(&self) -> Keying {
+        match &self.group_by {
+            Some(sources) => {
+                let names: Vec<_> = sources.iter().map(|source| key_name(source)).collect();
+                // Of two values under one name, one is not part of the key.
+                let is_alone = |name: &&String| names.iter().filter(|other| other == name).count() == 1;
+                let key = sources.iter().zip(&names).filter(|(_, name)| is_alone(name));
+                Keying::By { option: "group_by", key: key.map(|(source, _)| source.clone()).collect() }
+            }
+            None => {
+                let labels = self.labels.values().filter_map(|text| Template::compile(text, Escape::None).ok());
+                let fields: BTreeSet<_> = labels.flat_map(|label| label.variables().clone()).collect();
+                Keying::ByWindow { otherwise: fields.iter().map(|name| format!(".{}", path_of_field(name))).collect() }
+            }
+        }
+    }
+
+    /// Keys are labels too, unless a label of the same name says something else.
+    fn makes(&self) -> Makes {
+        let is_the_field = |name: &str, text: &str| {
+            let inner = text.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
+            inner.is_some_and(|inner| inner.trim() == name)
+        };
+        let others = self.labels.iter().filter(|(name, text)| !is_the_field(name, text));
+        Makes::Within { path: ".labels", except: others.map(|(name, _)| name.clone()).collect() }
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
         let condition = Condition::compile(&self.condition, context.paths).expect("checked");
         let templates = |texts: &BTreeMap<String, String>| -> Vec<(String, Template)> {
@@ -201,10 +228,7 @@ impl OperatorConfig for Config {
             None => {
                 let names: BTreeSet<_> =
                     labels.iter().flat_map(|(_, label)| label.variables().iter().cloned()).collect();
-                let mut intern = |name: &String| {
-                    let path = OwnedValuePath { segments: vec![OwnedSegment::Field(name.as_str().into())] };
-                    context.paths.intern(&path)
-                };
+                let mut intern = |name: &String| context.paths.intern(&path_of_field(name));
                 Keys::Fields(names.iter().map(|name| (name.clone(), intern(name))).collect())
             }
         };
@@ -230,6 +254,10 @@ impl OperatorConfig for Config {
             reads,
         }
     }
+}
+
+fn path_of_field(name: &str) -> OwnedValuePath {
+    OwnedValuePath { segments: vec![OwnedSegment::Field(name.into())] }
 }
 
 fn is_label_name(name: &str) -> bool {

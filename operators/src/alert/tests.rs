@@ -190,8 +190,13 @@ fn windows(config: &str, values: &[(i64, &str, i64)], size: usize) -> String {
     let config: Config = toml::from_str(config).unwrap();
     assert_eq!(config.problems(), []);
     let mut paths = PathTable::default();
-    let mut context =
-        BuildContext { name: "rule".into(), paths: &mut paths, folder: ".".into(), connected: Vec::new() };
+    let mut context = BuildContext {
+        name: "rule".into(),
+        paths: &mut paths,
+        folder: ".".into(),
+        connected: Vec::new(),
+        partition: None,
+    };
     let Built::Operator { mut operator, .. } = config.build(&mut context) else { unreachable!() };
     let lane = Arc::new(Lane::of_operator("window".into(), Origin::Keyed(vec!["host".to_owned()].into())));
     let mut output = Output::default();
@@ -295,8 +300,13 @@ fn the_outcome_does_not_depend_on_how_records_are_cut_into_batches() {
 fn the_counts_of_alerts_follow_them() {
     let config: Config = toml::from_str(ERRORS).unwrap();
     let mut paths = PathTable::default();
-    let mut context =
-        BuildContext { name: "rule".into(), paths: &mut paths, folder: ".".into(), connected: Vec::new() };
+    let mut context = BuildContext {
+        name: "rule".into(),
+        paths: &mut paths,
+        folder: ".".into(),
+        connected: Vec::new(),
+        partition: None,
+    };
     let Built::Operator { mut operator, .. } = config.build(&mut context) else { unreachable!() };
     let lane = script::lane("a", Span::ZERO);
     let records =
@@ -306,4 +316,13 @@ fn the_counts_of_alerts_follow_them() {
     assert_eq!(operator.alerts(), [("pending", 0), ("firing", 2)]);
     operator.on_watermark(Timestamp::MAX, &mut Output::default());
     assert_eq!(operator.alerts(), [("pending", 0), ("firing", 0)]);
+}
+
+#[test]
+fn what_tells_alerts_apart_is_what_they_are_kept_by() {
+    let given = "condition = '.a'\ngroup_by = ['.host', ' .http.path ', 'downcase(.x)', '.a.name', '.b.name']";
+    expect![[r#"By { option: "group_by", key: [".host", " .http.path ", "downcase(.x)"] }, Within { path: ".labels", except: [] }"#]].assert_eq(&script::keying::<Config>(given));
+    let labels = "condition = '.a'\nlabels = { host = '{{host}}', where = '{{ host }}/{{ path }}', team = 'web' }";
+    expect![[r#"ByWindow { otherwise: [".host", ".path"] }, Within { path: ".labels", except: ["team", "where"] }"#]]
+        .assert_eq(&script::keying::<Config>(labels));
 }

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value as Json, json};
-use tocsin_config::component::{BuildContext, OperatorConfig, Problem};
+use tocsin_config::component::{BuildContext, Keying, Makes, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::PathTable;
 use tocsin_pipeline::event::{Lane, Origin};
@@ -299,6 +299,14 @@ impl OperatorConfig for Config {
             (None, None) => {}
         }
         shape
+    }
+
+    fn keying(&self) -> Keying {
+        Keying::By { option: "group_by", key: self.group_by.clone() }
+    }
+
+    fn makes(&self) -> Makes {
+        Makes::Windows
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

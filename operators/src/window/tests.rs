@@ -744,3 +744,8 @@ proptest! {
         prop_assert_eq!(&text(&outcome(rule, &story, false)), &expected);
     }
 }
+
+#[test]
+fn windows_are_kept_by_what_they_are_grouped_by() {
+    expect![[r#"By { option: "group_by", key: [".host"] }, Windows"#]].assert_eq(&script::keying::<Config>(COUNT));
+}

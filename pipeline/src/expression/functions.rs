@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 use vrl::compiler::value::kind;
 use vrl::diagnostic::Label;
+use vrl::path::OwnedTargetPath;
 use vrl::prelude::*;
 
 use super::native::starts_with_ignoring_case;
@@ -23,8 +24,11 @@ pub(super) static FUNCTIONS: LazyLock<Vec<Box<dyn Function>>> = LazyLock::new(||
         vrl::stdlib::all().into_iter().map(|function| (function.identifier(), function)).collect();
     for (name, argument) in [("parse_etld", "psl"), ("parse_groks", "alias_sources")] {
         if let Some(inner) = functions.remove(name) {
-            functions.insert(name, Box::new(Offline { inner, argument }));
+            functions.insert(name, Box::new(Watched { inner, argument, look: refuse_files }));
         }
+    }
+    if let Some(inner) = functions.remove("del") {
+        functions.insert("del", Box::new(Watched { inner, argument: "target", look: note_deletion }));
     }
     for function in OURS {
         functions.insert(function.name, Box::new(*function));
@@ -38,15 +42,25 @@ pub(super) static FUNCTIONS: LazyLock<Vec<Box<dyn Function>>> = LazyLock::new(||
 thread_local! {
     /// Set while a program is compiled that calls one of [`OURS`].
     static IS_IMPURE: Cell<bool> = const { Cell::new(false) };
+    /// What the program that is compiled deletes: VRL tells of assignments only.
+    static DELETIONS: RefCell<Vec<OwnedTargetPath>> = const { RefCell::new(Vec::new()) };
     static NOW: Cell<Timestamp> = const { Cell::new(Timestamp(0)) };
     static RANDOM: RefCell<Option<blake3::OutputReader>> = const { RefCell::new(None) };
 }
 
-/// Whether what `compile` compiles needs [`set_circumstances`] before it is run.
-pub(super) fn notice_impurity<T>(compile: impl FnOnce() -> T) -> (T, bool) {
+/// What is noticed while something is compiled.
+pub(super) struct Noticed {
+    /// It needs [`set_circumstances`] before it is run.
+    pub(super) is_impure: bool,
+    /// The paths that it deletes.
+    pub(super) deletes: Vec<OwnedTargetPath>,
+}
+
+pub(super) fn notice<T>(compile: impl FnOnce() -> T) -> (T, Noticed) {
     IS_IMPURE.set(false);
+    DELETIONS.take();
     let compiled = compile();
-    (compiled, IS_IMPURE.get())
+    (compiled, Noticed { is_impure: IS_IMPURE.get(), deletes: DELETIONS.take() })
 }
 
 /// What the impure functions give while a program of this source text is run over a row.
@@ -450,14 +464,45 @@ fn refusal(message: String) -> Box<dyn DiagnosticMessage> {
     Box::new(ExpressionError::Error { message, labels, notes: Vec::new() })
 }
 
-/// A function of VRL's without the one argument that makes it read files.
-#[derive(Debug)]
-struct Offline {
-    inner: Box<dyn Function>,
+/// What is done with an argument of a function of VRL's before it is compiled: told are the function's name, the argument's, and all
+/// arguments.
+type Look = fn(&'static str, &'static str, &ArgumentList) -> Result<(), Box<dyn DiagnosticMessage>>;
+
+/// Functions must not read files.
+fn refuse_files(
+    name: &'static str,
     argument: &'static str,
+    arguments: &ArgumentList,
+) -> Result<(), Box<dyn DiagnosticMessage>> {
+    match arguments.optional(argument) {
+        Some(_) => Err(refusal(format!("{name} cannot take `{argument}` here: it reads files"))),
+        None => Ok(()),
+    }
 }
 
-impl Function for Offline {
+fn note_deletion(
+    _: &'static str,
+    argument: &'static str,
+    arguments: &ArgumentList,
+) -> Result<(), Box<dyn DiagnosticMessage>> {
+    // What is no path is refused by the function itself.
+    if let Ok(Some(query)) = arguments.optional_query(argument)
+        && let Some(path) = query.external_path()
+    {
+        DELETIONS.with_borrow_mut(|deletions| deletions.push(path.clone()));
+    }
+    Ok(())
+}
+
+/// A function of VRL's of which one argument is looked at.
+#[derive(Debug)]
+struct Watched {
+    inner: Box<dyn Function>,
+    argument: &'static str,
+    look: Look,
+}
+
+impl Function for Watched {
     fn identifier(&self) -> &'static str {
         self.inner.identifier()
     }
@@ -491,10 +536,7 @@ impl Function for Offline {
     }
 
     fn compile(&self, state: &TypeState, context: &mut FunctionCompileContext, arguments: ArgumentList) -> Compiled {
-        if arguments.optional(self.argument).is_some() {
-            let (name, argument) = (self.inner.identifier(), self.argument);
-            return Err(refusal(format!("{name} cannot take `{argument}` here: it reads files")));
-        }
+        (self.look)(self.inner.identifier(), self.argument, &arguments)?;
         self.inner.compile(state, context, arguments)
     }
 }

@@ -15,6 +15,7 @@ mod vm;
 use std::ops::Range;
 use std::sync::Arc;
 
+use vrl::path::OwnedValuePath;
 use vrl::value::Value;
 
 use crate::codec::{FieldPath, PathTable, Projection};
@@ -190,6 +191,11 @@ impl Program {
     /// As [`Self::run`], over a record whose value is at hand.
     pub fn run_on(&self, batch: &Batch, row: u32, value: Value) -> Result<Value, ProgramError> {
         self.vm.run(batch, row, value)
+    }
+
+    /// The paths of a record that it may change: those that it assigns or deletes.
+    pub fn changes(&self) -> Vec<OwnedValuePath> {
+        self.vm.changes()
     }
 
     /// Whether running it over a record may give no record.

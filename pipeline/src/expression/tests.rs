@@ -169,6 +169,20 @@ fn run(program: &str, batch: &Batch, row: u32) -> String {
 }
 
 #[test]
+fn what_a_program_may_change_is_known() {
+    let changes = |program: &str| {
+        let changes = Program::compile(program).unwrap().changes();
+        changes.iter().map(|path| format!(".{path}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(changes(".a = downcase!(.b)\n.c.d, .e = to_int(.f)"), ".a .c.d .e");
+    assert_eq!(changes("if exists(.x) { .new = del(.old) }\nlocal = {\"y\": 1}\ndel(local.y)"), ".new .old");
+    assert_eq!(changes("for_each({\"a\": 1}) -> |key, _| { .key = key; del(.inner) }"), ".inner .key");
+    assert_eq!(changes(". = merge(., {\"a\": 1})"), ".");
+    assert_eq!(changes(". |= {\"a\": 1}"), ".");
+    assert_eq!(changes(".list[1] = 2\n%at = 1\nabort"), ".list[1]");
+}
+
+#[test]
 fn what_is_random_is_drawn_from_the_record() {
     let program = ".u = uuid_v4(); .v = uuid_v7(); .i = random_int(0, 1000000); .f = random_float(-1.0, 1.0)
         .b = random_bool(); .y = encode_base16(random_bytes(8)); .now = now(); .w = uuid_v4()";

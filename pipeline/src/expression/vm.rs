@@ -13,7 +13,7 @@ use vrl::path::{OwnedTargetPath, OwnedValuePath, PathPrefix};
 use vrl::value::{ObjectMap, Secrets, Value};
 
 use super::Diagnostic;
-use super::functions::{FUNCTIONS, notice_impurity, set_circumstances};
+use super::functions::{FUNCTIONS, Noticed, notice, set_circumstances};
 use crate::codec::{FieldPath, PathTable, Projection};
 use crate::event::Batch;
 
@@ -45,6 +45,8 @@ pub(super) struct Vm {
     reads_metadata: bool,
     /// It calls functions whose values depend on the record's coordinate or arrival.
     is_impure: bool,
+    /// The paths that it deletes.
+    deletes: Arc<[OwnedTargetPath]>,
 }
 
 impl Vm {
@@ -100,6 +102,16 @@ impl Vm {
     pub fn as_path(source: &str, paths: &mut PathTable) -> Option<FieldPath> {
         let OwnedTargetPath { prefix, path } = crate::path::parse_target(source.trim())?;
         (source.trim().starts_with('.') && prefix == PathPrefix::Event && !path.is_root()).then(|| paths.intern(&path))
+    }
+
+    /// The paths of a record that running it may change.
+    pub fn changes(&self) -> Vec<OwnedValuePath> {
+        let targets = self.program.info().target_assignments.iter().chain(&*self.deletes);
+        let mut changes: Vec<_> =
+            targets.filter(|target| target.prefix == PathPrefix::Event).map(|target| target.path.clone()).collect();
+        changes.sort();
+        changes.dedup();
+        changes
     }
 
     /// Whether running it over a record may give no record.
@@ -189,14 +201,14 @@ fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
     if is_read_only {
         config.set_read_only();
     }
-    let (compiled, is_impure) =
-        notice_impurity(|| compile_with_external(source, &FUNCTIONS, &ExternalEnv::default(), config));
+    let (compiled, Noticed { is_impure, deletes }) =
+        notice(|| compile_with_external(source, &FUNCTIONS, &ExternalEnv::default(), config));
     let program = compiled.map_err(|list| diagnostics(&list))?.program;
     let info = program.info();
     let reads_metadata =
         info.target_queries.iter().chain(&info.target_assignments).any(|path| path.prefix == PathPrefix::Metadata);
     let (program, source) = (Arc::new(program), source.into());
-    Ok(Vm { program, source, reads: Vec::new(), reads_all: false, reads_metadata, is_impure })
+    Ok(Vm { program, source, reads: Vec::new(), reads_all: false, reads_metadata, is_impure, deletes: deletes.into() })
 }
 
 fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {

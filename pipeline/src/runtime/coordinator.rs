@@ -14,7 +14,7 @@ use super::start::Runner;
 use super::{
     AUDIT, Accounts, CHECKPOINTS, Deciding, Done, Failure, Report, RunError, Settings, StateReport, Suspensions,
 };
-use crate::checkpoint::{Checkpoints, Restored, Snapshot};
+use crate::checkpoint::{CheckpointError, Checkpoints, Restored, Snapshot};
 use crate::evolution::{Facts, Role};
 use crate::fault::{self, Defect};
 use crate::health::Trouble;
@@ -333,6 +333,9 @@ impl Coordinator {
                 metrics.checkpoint_epoch.set(epoch as i64);
                 fault::point("checkpoint.told");
                 Ok(true)
+            }
+            Err(error @ CheckpointError::Superseded { .. }) => {
+                Err(RunError::Superseded { component: CHECKPOINTS.to_owned(), message: error.to_string() })
             }
             Err(error) => {
                 metrics.checkpoint_failures.inc();

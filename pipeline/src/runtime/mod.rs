@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot};
+use serde_json::Value as Json;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -46,10 +47,23 @@ const CHECKPOINTS: &str = "checkpoints";
 /// What an imbalance is told under.
 const AUDIT: &str = "audit";
 
+/// Checkpoints in a place that several daemons see: whoever opens them last goes on with them.
+pub struct Shared {
+    pub storage: Arc<dyn Storage>,
+    /// Of this pipeline alone.
+    pub folder: PathBuf,
+    /// Who we are, for people.
+    pub who: String,
+}
+
 /// How a pipeline is run.
 pub struct Settings {
     /// Where state is kept; `None`: nowhere, and a restart begins afresh.
     pub data_dir: Option<PathBuf>,
+    /// Where checkpoints are kept instead, where several daemons may run the pipeline in turn.
+    pub shared: Option<Shared>,
+    /// Told what positions complete epochs hold that nobody else tells, in place of the sources.
+    pub completed: Option<watch::Sender<Arc<Vec<Json>>>>,
     pub checkpoint_interval: Duration,
     /// How long the sinks may take to finish once all sources have stopped.
     pub shutdown_timeout: Duration,
@@ -244,7 +258,11 @@ pub async fn open<'a>(
     let (links, facts, names) = (graph.links(), graph.facts(), graph.names());
     let mut tasks = graph.into_tasks(&settings.metrics);
     tasks.guard(&settings.guard);
-    let decider = match decide(&tasks, settings, &mut state, stop).await {
+    let settled = match deciding(&tasks, settings, &state) {
+        Ok(deciding) => settle(deciding, &mut state, stop).await,
+        Err(error) => Err(error),
+    };
+    let decider = match settled {
         Ok(decider) => decider,
         Err(error) => return Err((error, state)),
     };
@@ -324,31 +342,18 @@ pub(crate) struct Deciding {
     decider: Arc<dyn Decider>,
 }
 
-/// Finds out which epoch is the truth and goes back to it.
-async fn decide(
-    tasks: &Tasks,
-    settings: &Settings,
-    state: &mut State,
-    stop: &CancellationToken,
-) -> Result<Option<Deciding>, RunError> {
+/// The sink that decides about epochs, if there is one, with what it is given.
+fn deciding(tasks: &Tasks, settings: &Settings, state: &State) -> Result<Option<(Deciding, DeciderContext)>, RunError> {
     let mut deciding = tasks.sinks.iter().filter_map(|task| {
         let decider = task.sink.decider()?;
         Some((Deciding { sink: Arc::clone(&task.name), decider }, task.metrics.clone()))
     });
-    let Some((found, metrics)) = deciding.next() else {
-        state.settle(Decided::ByItself)?;
-        return Ok(None);
-    };
-    let Deciding { sink, decider } = &found;
+    let Some((found, metrics)) = deciding.next() else { return Ok(None) };
+    let sink = &found.sink;
     if let Some((other, _)) = deciding.next() {
         return Err(RunError::Start(format!(
             "`{sink}` and `{}` both write in transactions, and no protocol makes two of them one; split the pipeline",
             other.sink
-        )));
-    }
-    if state.checkpoints.is_none() {
-        return Err(RunError::Start(format!(
-            "`{sink}` writes each record exactly once, and there is nowhere to keep checkpoints; give [daemon] a data_dir"
         )));
     }
     let context = DeciderContext {
@@ -357,8 +362,27 @@ async fn decide(
         health: settings.health.clone(),
         clock: Arc::clone(&settings.clock),
         inputs: tasks.sources.iter().filter_map(|task| task.source.inputs()).collect(),
-        epochs: state.checkpoints.iter().flat_map(Checkpoints::kept).collect(),
+        epochs: state.checkpoints.as_ref().and_then(Checkpoints::kept),
     };
+    Ok(Some((found, context)))
+}
+
+/// Finds out which epoch is the truth and goes back to it.
+async fn settle(
+    deciding: Option<(Deciding, DeciderContext)>,
+    state: &mut State,
+    stop: &CancellationToken,
+) -> Result<Option<Deciding>, RunError> {
+    let Some((found, context)) = deciding else {
+        state.settle(Decided::ByItself)?;
+        return Ok(None);
+    };
+    let Deciding { sink, decider } = &found;
+    if state.checkpoints.is_none() {
+        return Err(RunError::Start(format!(
+            "`{sink}` writes each record exactly once, and there is nowhere to keep checkpoints; give [daemon] a data_dir"
+        )));
+    }
     let decided = tokio::select! {
         decided = decider.recover(context) => decided.map_err(|error| RunError::decider(sink, error))?,
         () = stop.cancelled() => return Err(RunError::Stopped),

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CHECKPOINTS, RunError, Settings};
-use crate::checkpoint::{CheckpointError, Checkpoints, Decided, Restored};
+use super::{CHECKPOINTS, RunError, Settings, Shared};
+use crate::checkpoint::{CheckpointError, Checkpoints, Decided, Found, Restored};
 use crate::evolution::{self, Facts, Fate, Role, Verdict};
 use crate::graph::{StageTask, Work};
 use crate::health::Trouble;
 use crate::store::Lock;
+use crate::store::term::Term;
 
 /// What a graph starts from and leaves behind: the data directory, which stays locked, and what is kept in it. Without a
 /// data directory the same in memory alone.
@@ -25,6 +26,9 @@ impl State {
     /// # Errors
     /// When the folder cannot be used, another daemon has it, or nothing in it can be read.
     pub fn open(settings: &Settings) -> Result<Self, RunError> {
+        if let Some(shared) = &settings.shared {
+            return Self::take_over(shared, settings);
+        }
         let Some(data_dir) = &settings.data_dir else {
             return Ok(Self { lock: None, checkpoints: None, restored: Restored::default() });
         };
@@ -37,22 +41,34 @@ impl State {
         let lock = settings.storage.lock(data_dir).map_err(RunError::Start)?;
         let (checkpoints, restored, passed_over) =
             Checkpoints::open(Arc::clone(&settings.storage), data_dir).map_err(|error| match error {
-                CheckpointError::Io { .. } => RunError::Start(error.to_string()),
+                CheckpointError::Io { .. } | CheckpointError::Superseded { .. } => RunError::Start(error.to_string()),
                 CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", data_dir.display())),
             })?;
-        for found in &passed_over {
-            tracing::error!(
-                epoch = found.epoch,
-                damage = found.damage.as_deref(),
-                "a damaged checkpoint is passed over; what came after the one before it is read again"
-            );
-        }
-        if let Some(found) = passed_over.first() {
-            let damage = found.damage.as_deref().unwrap_or("damaged");
-            let message = format!("checkpoint {} is passed over: {damage}", found.epoch);
-            settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
-        }
+        tell_damage(&passed_over, settings);
         Ok(Self { lock: Some(lock), checkpoints: Some(checkpoints), restored })
+    }
+
+    /// Becomes the owner of checkpoints that others may have written, and still be writing without knowing that they were
+    /// followed.
+    fn take_over(shared: &Shared, settings: &Settings) -> Result<Self, RunError> {
+        let Shared { storage, folder, who } = shared;
+        let component = || CHECKPOINTS.to_owned();
+        // What cannot be reached now can be later.
+        let again = |error: &dyn std::fmt::Display| RunError::Undone {
+            component: component(),
+            message: format!("{}: {error}", folder.display()),
+        };
+        let term = Term::take(&**storage, folder, who).map_err(|error| again(&error))?;
+        let opened = Checkpoints::open_term(Arc::clone(storage), folder, term);
+        let (checkpoints, restored, passed_over) = opened.map_err(|error| match error {
+            CheckpointError::Refused(reason) => RunError::State(format!("{}: {reason}", folder.display())),
+            error @ CheckpointError::Superseded { .. } => {
+                RunError::Superseded { component: component(), message: error.to_string() }
+            }
+            error @ CheckpointError::Io { .. } => again(&error),
+        })?;
+        tell_damage(&passed_over, settings);
+        Ok(Self { lock: None, checkpoints: Some(checkpoints), restored })
     }
 
     /// Goes back to the epoch that was decided.
@@ -73,7 +89,9 @@ impl State {
                 );
                 self.restored = restored;
             }
-            Err(error @ CheckpointError::Io { .. }) => return Err(RunError::Start(error.to_string())),
+            Err(error @ (CheckpointError::Io { .. } | CheckpointError::Superseded { .. })) => {
+                return Err(RunError::Start(error.to_string()));
+            }
             Err(CheckpointError::Refused(reason)) => {
                 return Err(RunError::State(format!(
                     "{reason}; bring back the data directory that belongs to it, or see docs/kafka.md for what can be done"
@@ -87,6 +105,22 @@ impl State {
     pub fn compare(&mut self, facts: &Facts, undelivered: fn(&str, &[u8]) -> Option<u64>) -> Vec<Verdict> {
         self.restored.count_undelivered(facts, undelivered);
         evolution::compare(&self.restored.facts, facts)
+    }
+}
+
+/// Tells of damaged checkpoints that were passed over.
+fn tell_damage(passed_over: &[Found], settings: &Settings) {
+    for found in passed_over {
+        tracing::error!(
+            epoch = found.epoch,
+            damage = found.damage.as_deref(),
+            "a damaged checkpoint is passed over; what came after the one before it is read again"
+        );
+    }
+    if let Some(found) = passed_over.first() {
+        let damage = found.damage.as_deref().unwrap_or("damaged");
+        let message = format!("checkpoint {} is passed over: {damage}", found.epoch);
+        settings.health.raise(Trouble::CheckpointDamaged, CHECKPOINTS, message);
     }
 }
 

@@ -367,11 +367,16 @@ impl Runner<'_> {
         positions: impl Iterator<Item = (&'a str, &'a BTreeMap<String, LanePosition>)>,
         decider: Option<&Deciding>,
     ) {
+        let is_untold = |position: &Json| !decider.is_some_and(|it| it.decider.tells(position));
+        if let Some(completed) = &self.settings.completed {
+            let all = positions.flat_map(|(_, lanes)| lanes.values().map(|lane| lane.position.clone()));
+            completed.send_replace(Arc::new(all.filter(is_untold).collect()));
+            return;
+        }
         for (source, lanes) in positions {
             let Some((_, completed)) = self.completed.iter().find(|(name, _)| &**name == source) else { continue };
             let lanes = lanes.iter().map(|(partition, lane)| (partition.clone(), lane.position.clone()));
-            let untold = lanes.filter(|(_, position)| !decider.is_some_and(|it| it.decider.tells(position)));
-            completed.send_replace(Arc::new(untold.collect()));
+            completed.send_replace(Arc::new(lanes.filter(|(_, position)| is_untold(position)).collect()));
         }
     }
 

@@ -17,6 +17,10 @@ impl Storage for Disk {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        self.create_new(path, content)
+    }
+
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
         file.write_all(content)?;
         sync(&file)

@@ -1,7 +1,7 @@
 //! The files of a data directory: written so that a crash at any instruction leaves either the old or the new.
 //!
-//! All reading and writing of state goes through [`Storage`], so that the same code runs on a disk, with injected faults, and
-//! in simulation. A file begins with a header (magic, format version, a number of its own) and holds framed records:
+//! All reading and writing of state goes through [`Storage`], so that the same code runs on a disk, on an object store, with
+//! injected faults, and in simulation. A file begins with a header (magic, format version, a number of its own) and holds framed records:
 //!
 //! ```text
 //! len u32 | crc32c u32 | epoch u64 | kind u8 | payload        (little endian; len and crc cover epoch, kind and payload)
@@ -9,8 +9,10 @@
 
 mod disk;
 pub mod log;
+pub mod object;
 #[cfg(any(test, feature = "faults"))]
 pub mod simulated;
+pub mod term;
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
@@ -24,6 +26,14 @@ pub trait Storage: Debug + Send + Sync {
     /// Writes a new file and makes its content durable. The name is durable only after [`Self::sync_dir`]. A file of that
     /// name is removed first and never written over: after a crash it may be known by the name it was renamed to as well.
     fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Like [`Self::write_new`], but fails with `AlreadyExists` where there is a file of that name: of all that try, also on
+    /// other machines, one succeeds.
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Whether [`Self::write_new`] lets nobody see a part of the content, puts it in the place of what was there in one step,
+    /// and makes the name durable too: then nothing is gained by writing to another name and renaming.
+    fn is_atomic(&self) -> bool {
+        false
+    }
     /// Opens a file to add to its end, making it if there is none. The name of a new one is durable only after
     /// [`Self::sync_dir`].
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>>;
@@ -251,6 +261,10 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
     use super::*;
 
     #[test]
@@ -281,6 +295,63 @@ mod tests {
         assert!(reader.record(offset, 4, Kind::Piece).is_err());
         assert!(reader.record(offset, 3, Kind::Manifest).is_err());
         assert!(FileReader::new("f", 8, writer.content()).is_err());
+    }
+
+    /// What each storage does alike, in a folder that is not there yet.
+    pub(super) fn conform(storage: &dyn Storage, folder: &Path) {
+        let path = |name: &str| folder.join("d").join(name);
+        let names = |folder: &Path| storage.list(folder).unwrap();
+        let kind = |error: io::Error| error.kind();
+        storage.create_dir(&folder.join("d/below")).unwrap();
+        storage.create_dir(&folder.join("d/below")).unwrap();
+        assert!(names(&folder.join("d")).is_empty(), "folders are not listed");
+        assert_eq!(kind(storage.read(&path("a")).unwrap_err()), io::ErrorKind::NotFound);
+        assert_eq!(kind(storage.length(&path("a")).unwrap_err()), io::ErrorKind::NotFound);
+
+        storage.write_new(&path("b"), b"first").unwrap();
+        storage.write_new(&path("b"), b"second one").unwrap();
+        storage.write_new(&path("a"), b"").unwrap();
+        storage.write_new(&folder.join("d/below/c"), b"apart").unwrap();
+        storage.sync_dir(&folder.join("d")).unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"second one");
+        assert_eq!((storage.length(&path("b")).unwrap(), storage.length(&path("a")).unwrap()), (10, 0));
+        assert_eq!(
+            (names(&folder.join("d")), names(&folder.join("d/below"))),
+            (vec!["a".into(), "b".into()], vec!["c".into()])
+        );
+        for (offset, length, content) in
+            [(0, 3, &b"sec"[..]), (7, 3, b"one"), (7, 100, b"one"), (10, 1, b""), (100, 1, b""), (3, 0, b"")]
+        {
+            assert_eq!(storage.read_at(&path("b"), offset, length).unwrap(), content, "{length} from {offset}");
+        }
+
+        storage.create_new(&path("e"), b"made").unwrap();
+        for there in ["e", "b", "a"] {
+            assert_eq!(kind(storage.create_new(&path(there), b"again").unwrap_err()), io::ErrorKind::AlreadyExists);
+        }
+        assert_eq!(storage.read(&path("e")).unwrap(), b"made");
+
+        storage.rename(&path("e"), &path("b")).unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"made");
+        assert_eq!(kind(storage.read(&path("e")).unwrap_err()), io::ErrorKind::NotFound);
+        assert_eq!(kind(storage.rename(&path("e"), &path("b")).unwrap_err()), io::ErrorKind::NotFound);
+
+        storage.remove(&path("b")).unwrap();
+        storage.sync_dir(&folder.join("d")).unwrap();
+        assert_eq!(names(&folder.join("d")), ["a"]);
+        storage.create_new(&path("b"), b"anew").unwrap();
+        assert_eq!(storage.read(&path("b")).unwrap(), b"anew");
+        let many = vec![7; 300_000];
+        storage.write_new(&path("many"), &many).unwrap();
+        assert!(storage.read(&path("many")).unwrap() == many);
+    }
+
+    #[test]
+    fn storages_do_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        conform(&Disk, folder.path());
+        conform(&simulated::SimulatedDisk::default(), Path::new("/data"));
+        conform(&object::ObjectStorage::new(Arc::new(InMemory::new())).unwrap(), Path::new("data/of/tests"));
     }
 
     #[test]

@@ -361,7 +361,14 @@ impl Storage for SimulatedDisk {
         if self.state().file(path).is_ok() {
             self.remove(path)?;
         }
+        self.create_new(path, content)
+    }
+
+    fn create_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut state = self.state();
+        if state.file(path).is_ok() {
+            return Err(if state.is_dead { dead() } else { io::ErrorKind::AlreadyExists.into() });
+        }
         let file = state.open(path)?;
         // In two writes, so that a crash can come between.
         let (first, second) = content.split_at(content.len() / 2);

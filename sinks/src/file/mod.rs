@@ -150,6 +150,10 @@ impl SinkConfig for Config {
             || self.rotate.is_some_and(|rotation| rotation.every.is_some())
     }
 
+    fn is_movable(&self) -> bool {
+        false
+    }
+
     fn guarantee(&self) -> &'static str {
         "exactly once"
     }

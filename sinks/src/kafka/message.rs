@@ -36,6 +36,8 @@ pub(super) struct Messages {
     prefix: String,
     is_fixed: bool,
     key: Vec<FieldPath>,
+    /// It is the key of a `repartition`: every record has one, and values that operators take for the same are.
+    is_relay: bool,
     headers: Vec<(String, Template)>,
     encoder: Encoder,
 }
@@ -50,6 +52,7 @@ impl Messages {
             prefix: prefix(&config.topic).to_owned(),
             is_fixed: prefix(&config.topic) == config.topic,
             key: config.key.iter().map(path).collect(),
+            is_relay: config.relay,
             headers: config.headers.iter().map(|(name, value)| (name.clone(), compile(value))).collect(),
             encoder: Encoder::new(config.encoding.as_ref()),
         }
@@ -104,6 +107,15 @@ impl Messages {
     }
 
     fn key(&self, batch: &Batch, row: u32) -> Option<Vec<u8>> {
+        if self.is_relay {
+            let text = |path: &FieldPath| {
+                let text = batch.field(row, path).to_text().unwrap_or_default();
+                Value::Bytes(text.into_owned().into())
+            };
+            let mut key = Vec::new();
+            json::write_value(&Value::Array(self.key.iter().map(text).collect()), &mut key);
+            return Some(key);
+        }
         if let [path] = &self.key[..] {
             return batch.field(row, path).to_text().map(|text| text.into_owned());
         }
@@ -179,6 +191,17 @@ mod tests {
         assert_eq!(message("topic = \"t\"\nkey = [\".b\"]", r#"{"a":1}"#), r#"t None None {"a":1} 7"#);
         let several = "topic = \"t\"\nkey = [\".a\", \".b\"]\nheaders = { h = \"{{ a }}\" }";
         assert_eq!(message(several, r#"{"a":"x"}"#), r#"t Some("[\"x\",null]") Some(1) {"a":"x"} 7"#);
+    }
+
+    #[test]
+    fn what_is_repartitioned_has_a_key_that_is_the_same_for_what_operators_take_for_the_same() {
+        let key =
+            |record: &str| message("topic = \"t\"\nkey = [\".a\"]\nrelay = true\ndelivery = \"exactly_once\"", record);
+        assert!(key(r#"{"a":1}"#).starts_with(r#"t Some("[\"1\"]")"#));
+        assert!(key(r#"{"a":"1"}"#).starts_with(r#"t Some("[\"1\"]")"#));
+        for none in ["{}", r#"{"a":null}"#, r#"{"a":""}"#] {
+            assert!(key(none).starts_with(r#"t Some("[\"\"]")"#), "{none}");
+        }
     }
 
     #[test]

@@ -114,6 +114,9 @@ pub(crate) struct Config {
     /// Further settings of librdkafka, such as `{ "batch.num.messages" = "50000" }`.
     #[serde(default)]
     options: BTreeMap<String, String>,
+    /// Not to be written: `repartition` says so of the topic that it writes to.
+    #[serde(default)]
+    relay: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -265,6 +268,10 @@ impl SinkConfig for Config {
         true
     }
 
+    fn is_transactional(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+
     fn guarantee(&self) -> &'static str {
         match self.delivery {
             Delivery::AtLeastOnce => "at least once",
@@ -274,7 +281,11 @@ impl SinkConfig for Config {
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
         let connection = self.connection().within(&context.folder);
-        let settings = self.settings(&connection);
+        let mut config = self.clone();
+        if let Some(assigned) = &context.partition {
+            config.queue.0 = (config.queue.0 / assigned.of.max(1) as u64).max(1 << 20);
+        }
+        let settings = config.settings(&connection);
         let messages = Messages::new(self, context.paths);
         let transaction = (self.delivery == Delivery::ExactlyOnce).then(|| {
             Arc::new(Transaction::new(transaction::Setup {
@@ -285,7 +296,7 @@ impl SinkConfig for Config {
                 timeout: u32::try_from(self.transaction_timeout.0.as_millis()).unwrap_or(u32::MAX),
             }))
         });
-        Box::new(Kafka { settings, messages, memory: self.queue.0, transaction, producer: None })
+        Box::new(Kafka { settings, messages, memory: config.queue.0, transaction, producer: None })
     }
 }
 

@@ -319,8 +319,10 @@ impl Shared {
         };
         // A first look that waits for nothing, and keeps nobody out where we could not go on ourselves.
         let decided = decided_last(&clients("read_uncommitted").map_err(failed)?)?;
-        if decided.is_some_and(|decided| !context.epochs.contains(&decided)) {
-            return Ok(decided);
+        if let (Some(decided), Some(epochs)) = (decided, &context.epochs)
+            && !epochs.contains(&decided)
+        {
+            return Ok(Some(decided));
         }
         fault::point("kafka.init");
         self.insist(&id, is_wanted, away, || producer.client().init_transactions(PATIENCE))?;

@@ -3,9 +3,11 @@
 mod blocks;
 mod offsets;
 mod reader;
+mod sharing;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -13,17 +15,19 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::BaseConsumer;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value as Json;
-use tocsin_config::component::{BuildContext, Problem, SourceConfig};
+use serde_json::{Value as Json, json};
+use tocsin_config::component::{BuildContext, Partitioned, Problem, Relay, RelayOptions, SourceConfig};
 use tocsin_config::types::ByteSize;
 use tocsin_kafka::client::Listener;
 use tocsin_kafka::connection::{Connection, Sasl, Tls};
 use tocsin_kafka::place::Inputs;
 use tocsin_kafka::topics::{is_topic, pattern};
+use tocsin_pipeline::sharing::Sharing;
 use tocsin_pipeline::source::{Source, SourceContext, SourceError};
 use tocsin_pipeline::time::Timestamp;
 
 use self::reader::Reader;
+use self::sharing::Member;
 
 /// Reads topics of Apache Kafka, from the offsets in the checkpoint.
 ///
@@ -91,6 +95,18 @@ pub(crate) struct Config {
     /// Further settings of librdkafka, such as `{ "fetch.wait.max.ms" = "100" }`.
     #[serde(default)]
     options: BTreeMap<String, String>,
+    /// Not to be written: what `repartition` says of the topic that it reads from.
+    relay: Option<RelayEnd>,
+}
+
+/// The topic of a `repartition`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RelayEnd {
+    /// Where the records come from: the topic is made with as many partitions.
+    topics: Vec<String>,
+    /// As many as were asked for.
+    partitions: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -207,18 +223,71 @@ impl SourceConfig for Config {
         true
     }
 
+    fn partitioned(&self) -> Option<Partitioned> {
+        // Records of one key in two topics are in two lanes.
+        let is_one = self.topics.len() == 1 && pattern(&self.topics[0]).is_none();
+        let keyed_by = self.keyed_by.clone().filter(|_| is_one);
+        Some(Partitioned { group: self.group.clone(), keyed_by })
+    }
+
+    fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>> {
+        Some(Box::new(Member {
+            connection: self.connection().within(folder),
+            group: self.group.clone(),
+            topics: self.topics.clone(),
+            relay: self.relay.clone(),
+        }))
+    }
+
+    fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
+        let Relay { name, repartition } = relay;
+        let topic = repartition.topic.clone().unwrap_or_else(|| format!("{}.{name}", self.group));
+        let mut common = serde_json::Map::from_iter([("type".to_owned(), json!(Self::NAME))]);
+        for option in ["brokers", "tls", "sasl"] {
+            if let Some(value) = written.get(option) {
+                common.insert(option.to_owned(), value.clone());
+            }
+        }
+        let with = |options: Json| {
+            let mut all = common.clone();
+            all.extend(options.as_object().expect("it is an object").clone());
+            all
+        };
+        let sink = with(json!({
+            "topic": topic,
+            "key": repartition.key,
+            "encoding": "json",
+            "delivery": "exactly_once",
+            "relay": true,
+        }));
+        let mut end = json!({ "topics": self.topics });
+        if let Some(partitions) = repartition.partitions {
+            end["partitions"] = json!(partitions);
+        }
+        let source = with(json!({
+            "topics": [topic],
+            "group": format!("{}.{name}", self.group),
+            "codec": "json",
+            "keyed_by": repartition.key,
+            "relay": end,
+        }));
+        Some(RelayOptions { sink, source })
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {
-        Box::new(Kafka {
-            connection: self.connection().within(&context.folder),
-            inputs: Inputs {
-                brokers: self.brokers.clone(),
-                group: self.group.clone(),
-                topics: self.topics.clone(),
-                partition: None,
-            },
-            config: self.clone(),
-            consumer: None,
-        })
+        let mut config = self.clone();
+        let mut inputs = Inputs {
+            brokers: self.brokers.clone(),
+            group: self.group.clone(),
+            topics: self.topics.clone(),
+            partition: None,
+        };
+        if let Some(assigned) = &context.partition {
+            inputs.topics = vec![assigned.topic.clone()];
+            inputs.partition = Some(assigned.partition);
+            config.prefetch.0 = (config.prefetch.0 / assigned.of.max(1) as u64).max(1 << 20);
+        }
+        Box::new(Kafka { connection: self.connection().within(&context.folder), inputs, config, consumer: None })
     }
 }
 
@@ -262,7 +331,7 @@ impl Source for Kafka {
                 )
                 // What is waiting, and one answer of a broker on top of that.
                 .set("queued.max.messages.kbytes", (half >> 10).to_string())
-                .set("fetch.max.bytes", half.min(50 << 20).to_string())
+                .set("fetch.max.bytes", half.clamp(1 << 20, 50 << 20).to_string())
                 .set("fetch.message.max.bytes", (half / 4).clamp(64 << 10, 1 << 20).to_string());
             for (name, value) in &self.connection.options {
                 settings.set(name, value);

@@ -18,8 +18,13 @@ fn config(options: &str) -> Config {
 /// Opens and runs a source, and tells where it listens.
 async fn listen(options: &str, test: TestContext) -> (Running, std::net::SocketAddr) {
     let build_context = &mut tocsin_pipeline::codec::PathTable::default();
-    let build_context =
-        BuildContext { name: "test".into(), paths: build_context, folder: PathBuf::new(), connected: Vec::new() };
+    let build_context = BuildContext {
+        name: "test".into(),
+        paths: build_context,
+        folder: PathBuf::new(),
+        connected: Vec::new(),
+        partition: None,
+    };
     let mut streams = config(options).streams(&build_context);
     streams.open(&test.source).await.unwrap();
     let address = streams.address();

@@ -97,6 +97,10 @@ impl Storage for Memory {
         self.change(|state| drop(state.files.insert(path.to_owned(), file)))
     }
 
+    fn create_new(&self, _: &Path, _: &[u8]) -> io::Result<()> {
+        unreachable!("a log takes nothing before others")
+    }
+
     fn append(&self, path: &Path) -> io::Result<Box<dyn Append>> {
         Ok(Box::new(Appending(self.clone(), path.to_owned())))
     }

@@ -1,0 +1,296 @@
+//! Running a share of a pipeline: the same configuration runs on several daemons, and each partition of its sources is a
+//! pipeline of its own, run by whichever daemon has it.
+//!
+//! A lane has its own graph, its own checkpoints in the place that all daemons see, and its own transactions. So a lane that
+//! moves is a crash and a recovery, on another machine; nothing else knows that there are several.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde_json::Value as Json;
+use tocsin_config::Plan;
+use tocsin_config::build::build_lane;
+use tocsin_config::component::AssignedPartition;
+use tocsin_config::scale::{Section, sections};
+use tocsin_pipeline::health::Health;
+use tocsin_pipeline::metrics::Metrics;
+use tocsin_pipeline::runtime::{self, RunError, Settings, Shared, State, Status};
+use tocsin_pipeline::sharing::{Change, Partition, SharingContext};
+use tocsin_pipeline::store::{Storage, object, term};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::poison;
+use crate::reload::Request;
+use crate::run::{Daemon, memory};
+use crate::views::{View, Views};
+
+/// A lane that another daemon has taken over, and that is still said to be ours, is tried again after so long: who is right shows by
+/// then.
+const CONTESTED: Duration = Duration::from_secs(5);
+/// Changes that wait to be heeded.
+const CHANGES: usize = 16;
+/// Beside the time that draining takes, what the last checkpoint may take until a partition is given away.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// What a lane may take at the least, whatever its part of `daemon.memory` is.
+const LANE_MEMORY: usize = 8 << 20;
+
+/// A partition of a section's source.
+type Key = (usize, Partition);
+
+/// A lane that runs.
+struct Lane {
+    stop: CancellationToken,
+    /// Told when it has ended.
+    ended: watch::Receiver<bool>,
+}
+
+/// What all lanes have in common.
+struct Common {
+    daemon: Arc<Daemon>,
+    plan: Plan,
+    sections: Vec<Section>,
+    views: Views,
+    storage: Arc<dyn Storage>,
+    folder: PathBuf,
+    who: String,
+    /// By section: where positions of complete epochs are told.
+    told: Vec<mpsc::Sender<Vec<Json>>>,
+}
+
+/// Runs the lanes that become ours until the daemon is stopped.
+pub async fn run(
+    daemon: Arc<Daemon>,
+    plan: Plan,
+    views: Views,
+    mut requests: mpsc::Receiver<Request>,
+) -> anyhow::Result<()> {
+    let store = plan.daemon.checkpoint_store.clone().context("there is no `daemon.checkpoint_store`")?;
+    let (storage, folder) = object::open(&store).map_err(|error| anyhow!("`daemon.checkpoint_store`: {error}"))?;
+    let sections = sections(&plan);
+    let instance = plan.daemon.instance.clone();
+    let who = format!(
+        "{} (process {})",
+        instance.as_deref().unwrap_or("a daemon without `daemon.instance`"),
+        std::process::id()
+    );
+    tokio::task::spawn_blocking({
+        let (storage, folder) = (Arc::clone(&storage), folder.clone());
+        move || term::check(&*storage, &folder)
+    })
+    .await
+    .context("looking at the checkpoint store")?
+    .with_context(|| format!("`daemon.checkpoint_store` {store} cannot be used"))?;
+    views.wait_for(Some("no partition has been assigned yet".to_owned()));
+    let (changes_sender, mut changes) = mpsc::channel::<(usize, Change)>(CHANGES);
+    let leave = CancellationToken::new();
+    let mut told = Vec::new();
+    for (number, section) in sections.iter().enumerate() {
+        let source = &plan.sources[section.source];
+        let sharing = source
+            .options
+            .sharing(&source.folder)
+            .with_context(|| format!("the source `{}` cannot be shared", source.name))?;
+        let (changes, mut of_section) = mpsc::channel(CHANGES);
+        let (told_sender, told_receiver) = mpsc::channel(CHANGES);
+        told.push(told_sender);
+        let joined = sharing.join(SharingContext {
+            name: Arc::clone(&section.name),
+            instance: instance.clone(),
+            metrics: daemon.metrics.component(&section.name, "source"),
+            patience: plan.daemon.shutdown_timeout.0 + MARGIN,
+            changes,
+            told: told_receiver,
+            stop: leave.clone(),
+        });
+        joined.map_err(|error| anyhow!("{}: {error}", section.name))?;
+        let sender = changes_sender.clone();
+        tokio::spawn(async move {
+            while let Some(change) = of_section.recv().await {
+                if sender.send((number, change)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(changes_sender);
+    let common = Arc::new(Common {
+        daemon: Arc::clone(&daemon),
+        plan,
+        sections,
+        views: views.clone(),
+        storage,
+        folder,
+        who,
+        told,
+    });
+    let mut lanes: BTreeMap<Key, Lane> = BTreeMap::new();
+    let mut set: JoinSet<(Key, anyhow::Result<()>)> = JoinSet::new();
+    let mut has_begun = false;
+    let outcome = loop {
+        tokio::select! {
+            () = daemon.stop.cancelled() => break Ok(()),
+            Some(request) = requests.recv() => {
+                let told = "daemons that share a pipeline are not reloaded: restart them one after the other, and their partitions move \
+                            with their state";
+                tracing::error!("{told}");
+                if let Some(waiting) = request {
+                    let _ = waiting.send(Err(told.to_owned()));
+                }
+            }
+            change = changes.recv() => match change {
+                None => break Err(anyhow!("the group of daemons was left by a bug")),
+                Some((_, Change::Failed(why))) => break Err(anyhow!(why)),
+                Some((section, Change::Assigned { partitions, of })) => {
+                    tracing::info!(source = &*common.sections[section].name, "assigned: {}", names(&partitions));
+                    views.wait_for(None);
+                    has_begun = true;
+                    for partition in partitions {
+                        let key = (section, partition);
+                        lanes.entry(key.clone()).or_insert_with(|| start(&mut set, &common, key, of));
+                    }
+                }
+                Some((section, Change::Revoked { partitions, done })) => {
+                    tracing::info!(source = &*common.sections[section].name, "given away: {}", names(&partitions));
+                    let mut leaving: Vec<_> =
+                        partitions.into_iter().filter_map(|partition| lanes.remove(&(section, partition))).collect();
+                    leaving.iter().for_each(|lane| lane.stop.cancel());
+                    // Others go on meanwhile; whoever takes these over waits.
+                    tokio::spawn(async move {
+                        for lane in &mut leaving {
+                            let _ = lane.ended.wait_for(|ended| *ended).await;
+                        }
+                        let _ = done.send(());
+                    });
+                }
+            },
+            Some(ended) = set.join_next() => match ended {
+                Ok((key, Ok(()))) => {
+                    lanes.remove(&key);
+                    if daemon.is_once() && has_begun && lanes.is_empty() {
+                        break Ok(());
+                    }
+                }
+                Ok((_, Err(error))) => break Err(error),
+                Err(error) => break Err(anyhow!("a lane was stopped by a bug: {error}")),
+            },
+        }
+    };
+    // All lanes come to their end before the others are told that they may have them.
+    lanes.values().for_each(|lane| lane.stop.cancel());
+    let mut outcome = outcome;
+    while let Some(ended) = set.join_next().await {
+        if let Ok((_, Err(error))) = ended {
+            outcome = outcome.and(Err(error));
+        }
+    }
+    leave.cancel();
+    // The group is left in the time that takes; who does not wait for that finds out by itself.
+    let _ = tokio::time::timeout(MARGIN, async { while changes.recv().await.is_some() {} }).await;
+    outcome
+}
+
+fn names(partitions: &[Partition]) -> String {
+    let names: Vec<_> = partitions.iter().map(name).collect();
+    names.join(", ")
+}
+
+fn name(partition: &Partition) -> String {
+    format!("{}/{}", partition.topic, partition.partition)
+}
+
+fn start(set: &mut JoinSet<(Key, anyhow::Result<()>)>, common: &Arc<Common>, key: Key, of: usize) -> Lane {
+    let stop = CancellationToken::new();
+    let (ended_sender, ended) = watch::channel(false);
+    let (common, lane_stop) = (Arc::clone(common), stop.clone());
+    set.spawn(async move {
+        let outcome = run_lane(&common, &key, of, lane_stop).await;
+        ended_sender.send_replace(true);
+        (key, outcome)
+    });
+    Lane { stop, ended }
+}
+
+/// Runs a lane until it is stopped, comes to its end, or cannot go on.
+async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken) -> anyhow::Result<()> {
+    let (section, partition) = (&common.sections[key.0], &key.1);
+    let lane = name(partition);
+    let view_name = format!("{} {lane}", section.name);
+    let metrics = Metrics::of_lane(&lane);
+    let health = Health::new(Some(metrics.troubles.clone()));
+    let status = Arc::new(Status::default());
+    common
+        .views
+        .add(&view_name, View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
+    let (completed, mut complete) = watch::channel(Arc::default());
+    let told = common.told[key.0].clone();
+    let teller = tokio::spawn(async move {
+        while complete.changed().await.is_ok() {
+            let positions: Arc<Vec<Json>> = Arc::clone(&complete.borrow_and_update());
+            // Dashboards learn of it with the next epoch where they are slow.
+            let _ = told.try_send(positions.to_vec());
+        }
+    });
+    let shared = Shared {
+        storage: Arc::clone(&common.storage),
+        folder: common.folder.join(&*section.name).join(&partition.topic).join(partition.partition.to_string()),
+        who: common.who.clone(),
+    };
+    let settings = Arc::new(Settings {
+        // What is kept on this machine does not move; all that counts is in the checkpoints.
+        data_dir: None,
+        shared: Some(shared),
+        completed: Some(completed),
+        memory: (memory(&common.plan) / of.max(1)).max(LANE_MEMORY),
+        metrics,
+        health,
+        status,
+        ..common.daemon.settings(&common.plan, &Arc::default())
+    });
+    let assigned = AssignedPartition { topic: partition.topic.clone(), partition: partition.partition, of };
+    let mut failures = poison::Failures::default();
+    let outcome = loop {
+        let opening = Arc::clone(&settings);
+        let opened = tokio::task::spawn_blocking(move || State::open(&opening)).await.context("opening checkpoints")?;
+        let error = match opened {
+            Err(error) => error,
+            Ok(state) => {
+                let (_, suspensions) = mpsc::channel(1);
+                let graph = build_lane(&common.plan, section, &assigned);
+                match runtime::open(graph, &settings, state, &stop, suspensions).await {
+                    Err((error, _)) => error,
+                    Ok(ready) => match ready.run().await {
+                        Ok(_) => break Ok(()),
+                        Err(error) => error,
+                    },
+                }
+            }
+        };
+        match error {
+            RunError::Stopped => break Ok(()),
+            RunError::Superseded { component, message } => {
+                tracing::warn!(lane, component, "another daemon goes on with it: {message}");
+                tokio::select! {
+                    () = stop.cancelled() => break Ok(()),
+                    () = tokio::time::sleep(CONTESTED) => {}
+                }
+            }
+            error if stop.is_cancelled() => {
+                tracing::warn!(lane, "it ended with a fault, and goes on from its checkpoint elsewhere: {error}");
+                break Ok(());
+            }
+            error => match failures.go_on(error, common.daemon.clock.monotonic()) {
+                Ok(()) => tokio::time::sleep(failures.pause()).await,
+                Err(error) => break Err(error.context(lane.clone())),
+            },
+        }
+    };
+    teller.abort();
+    common.views.remove(&view_name);
+    outcome
+}
