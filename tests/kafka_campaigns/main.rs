@@ -7,6 +7,7 @@
 mod faults;
 mod kill;
 mod plain;
+mod planted;
 mod points;
 mod recovery;
 #[allow(dead_code, reason = "a part of it is for logs")]
@@ -65,6 +66,14 @@ fn brokers_that_are_killed_and_come_back_lose_and_repeat_nothing() {
 fn without_transactions_nothing_is_missing_after_kills() {
     if !is_missing("kafka-again") {
         plain::AGAIN.run();
+    }
+}
+
+#[test]
+fn every_planted_defect_of_transactions_is_caught() {
+    if !is_missing("kafka-planted") {
+        let unnoticed = planted::unnoticed();
+        assert!(unnoticed.is_empty(), "{unnoticed:?} went unnoticed");
     }
 }
 

@@ -32,6 +32,7 @@ use self::start::{OpenSink, OpenSource, Runner};
 use self::wiring::Wiring;
 use crate::checkpoint::{Checkpoints, Decided, LanePosition};
 use crate::decider::{Decider, DeciderContext, DeciderError};
+use crate::fault::{self, Defect};
 use crate::graph::{Graph, StageTask, Tasks};
 use crate::health::Health;
 use crate::ledger::{Account, Audit, Ledger};
@@ -387,6 +388,8 @@ async fn settle(
         decided = decider.recover(context) => decided.map_err(|error| RunError::decider(sink, error))?,
         () = stop.cancelled() => return Err(RunError::Stopped),
     };
+    let newest = state.checkpoints.as_ref().map(Checkpoints::epoch);
+    let decided = if fault::is_planted(Defect::NewestCheckpoint) { newest.filter(|epoch| *epoch > 0) } else { decided };
     state.settle(decided.map_or(Decided::Nothing, Decided::Epoch))?;
     Ok(Some(found))
 }

@@ -26,7 +26,7 @@ use tocsin_kafka::marker::Marker;
 use tocsin_kafka::place::{Inputs, Place};
 use tocsin_kafka::topics::discover;
 use tocsin_pipeline::decider::{Decider, DeciderContext, DeciderError};
-use tocsin_pipeline::fault;
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::time::Clock;
 use tokio::sync::{oneshot, watch};
@@ -463,13 +463,16 @@ fn offsets(
         let list = lists.entry(group.to_owned()).or_default();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
         let mut added = list.find_partition(topic, partition).expect("just added");
-        added.set_metadata(metadata);
+        if !fault::is_planted(Defect::NoMarker) {
+            added.set_metadata(metadata);
+        }
         Ok::<(), KafkaError>(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
     for place in positions.iter().filter_map(Place::read) {
         if shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group) {
-            add(&mut lists, &place.group, &place.topic, place.partition, place.next).map_err(failed)?;
+            let next = place.next + i64::from(fault::is_planted(Defect::OffsetsAhead));
+            add(&mut lists, &place.group, &place.topic, place.partition, next).map_err(failed)?;
         }
     }
     let Note { group, topic, partition, is_own } = &open.note;
