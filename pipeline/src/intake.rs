@@ -27,11 +27,14 @@ pub struct Taken {
     pub own: Counts,
     /// The greatest event time in the block; `Timestamp::MIN` where times are not asked for.
     pub seen_max: Timestamp,
+    /// What the lane had shown before each record came with it ([`Notes::before`](crate::event::Notes::before)): then what the
+    /// lane has shown is told by [`SourceEvent::Watermark`](crate::source::SourceEvent::Watermark) alone.
+    pub is_told: bool,
 }
 
 impl Taken {
     fn of(intake: &Intake, lane: Arc<Lane>) -> Self {
-        Self { lane, passage: Passage::of(&intake.chain), own: Counts::default(), seen_max: Timestamp::MIN }
+        Self { lane, passage: Passage::of(&intake.chain), own: Counts::default(), seen_max: Timestamp::MIN, is_told: false }
     }
 
     /// Puts what was counted into the book of the source's task; done when the block's turn has come.
@@ -62,6 +65,7 @@ impl Intake {
             self.skipped(records - spans.len(), &mut taken);
         }
         let mut whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        taken.is_told = block.notes.as_ref().is_some_and(|notes| !notes.before.is_empty());
         whole.notes = block.notes.map(Arc::new);
         let guard = &self.chain.guard;
         let held = poison::held(&self.name, &whole);
@@ -183,15 +187,16 @@ impl Intake {
         let mut parser = self.options.timestamp.as_ref().map(|(options, path)| (options.parser(), path));
         for row in batch.rows() {
             let own = batch.own_time(row);
+            let told = batch.told_before(row);
             let at = match &mut parser {
-                Some((parser, path)) => {
+                Some((parser, path)) if told.is_none() => {
                     let field = batch.columns.field(&batch.block, row, path);
                     parser.event_time(field, own).unwrap_or(own)
                 }
-                None => own,
+                _ => own,
             };
             times.at[row as usize] = at;
-            times.before[row as usize] = times.max;
+            times.before[row as usize] = told.unwrap_or(times.max);
             times.max = times.max.max(at);
         }
         let max = times.max;

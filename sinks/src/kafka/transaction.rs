@@ -391,10 +391,10 @@ fn offsets(
         Ok(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
-    for place in positions.iter().filter_map(Place::read) {
-        if shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group) {
-            add(&place.group, &place.topic, place.partition, place.next).map_err(failed)?;
-        }
+    let is_ours =
+        |place: &Place| shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group);
+    for ((group, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read).filter(is_ours)) {
+        add(&group, &topic, partition, next).map_err(failed)?;
     }
     if let Some((group, topic)) = &open.own {
         add(group, topic, 0, i64::try_from(epoch).unwrap_or(i64::MAX)).map_err(failed)?;
