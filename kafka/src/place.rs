@@ -89,7 +89,10 @@ mod tests {
         assert_eq!(Place::read(&place.write()), Some(place.clone()));
         let (behind, other) = (Place { next: 40, ..place.clone() }, Place { partition: 4, ..place.clone() });
         let least = Place::least([place.clone(), behind, other]);
-        assert_eq!(least.into_iter().map(|((.., partition), next)| (partition, next)).collect::<Vec<_>>(), [(3, 40), (4, 42)]);
+        assert_eq!(
+            least.into_iter().map(|((.., partition), next)| (partition, next)).collect::<Vec<_>>(),
+            [(3, 40), (4, 42)]
+        );
         assert_eq!(Place::writer(&Place::branch("relay", 3, "orders/7"), "relay", 3), Some("orders/7"));
         assert_eq!(Place::writer("relay/33<orders/7", "relay", 3), None);
         assert_eq!(Place::writer("relay/3", "relay", 3), None);

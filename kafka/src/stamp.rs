@@ -101,7 +101,8 @@ mod tests {
         for stamp in stamps() {
             assert_eq!(Stamp::read(&stamp.write()), Ok(stamp));
         }
-        let record = Stamp { content: Content::Record(Timestamp(258)), watermark: Timestamp(1), lane: "a/0".to_owned() };
+        let record =
+            Stamp { content: Content::Record(Timestamp(258)), watermark: Timestamp(1), lane: "a/0".to_owned() };
         assert_eq!(record.write(), b"\x01\x00\x02\x01\0\0\0\0\0\0\x01\0\0\0\0\0\0\0a/0", "other daemons read it");
     }
 

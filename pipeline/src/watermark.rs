@@ -228,7 +228,11 @@ mod tests {
         }
         watermark.told("relay/0<orders/0", at(100));
         watermark.told("relay/0<orders/1", at(70));
-        assert_eq!(watermark.advance(at(9000)), None, "the third may still tell of earlier ones, however long it takes");
+        assert_eq!(
+            watermark.advance(at(9000)),
+            None,
+            "the third may still tell of earlier ones, however long it takes"
+        );
         watermark.told("relay/0<orders/2", Timestamp::MIN);
         assert_eq!(watermark.advance(at(9000)), None, "that says how far it was read, and no more");
         watermark.told("relay/0<orders/2", at(80));

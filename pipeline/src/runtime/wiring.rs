@@ -80,9 +80,8 @@ impl Wiring {
             })
             .collect();
         let sink_doors = (0..).zip(&tasks.sinks);
-        let sink_doors = sink_doors
-            .map(|(sink, task)| SinkDoor { sink, wants_watermarks: task.sink.wants_watermarks() })
-            .collect();
+        let sink_doors =
+            sink_doors.map(|(sink, task)| SinkDoor { sink, wants_watermarks: task.sink.wants_watermarks() }).collect();
         Self {
             writers,
             inboxes,

@@ -224,7 +224,10 @@ mod tests {
         let config = "brokers = [\"k:1\"]\ntopic = \"t\"\nkey = [\".a\"]\nrelay = true";
         let mut paths = PathTable::default();
         let messages = Messages::new(&toml::from_str(config).unwrap(), &mut paths, Some("orders/7".to_owned()));
-        let lane = Lane { out_of_order: std::time::Duration::from_nanos(10), ..Lane::of_operator("test".into(), Origin::Stream) };
+        let lane = Lane {
+            out_of_order: std::time::Duration::from_nanos(10),
+            ..Lane::of_operator("test".into(), Origin::Stream)
+        };
         let times = [Timestamp(100), Timestamp(70), Timestamp(130)];
         let values = times.map(|time| (time, Value::Object([("a".into(), Value::Integer(time.0))].into())));
         let mut batch = Batch::of_values(Arc::new(lane), values.into(), Timestamp(0));

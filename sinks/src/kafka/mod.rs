@@ -473,9 +473,13 @@ impl Writer {
         for partition in 0..partitions {
             match self.insist(|producer| producer.mark(&topic, partition, &stamp)).await? {
                 Sent::Sent => {}
-                Sent::Refused(why) => return Err(SinkError(format!("a watermark cannot be written to {topic}: {why}"))),
+                Sent::Refused(why) => {
+                    return Err(SinkError(format!("a watermark cannot be written to {topic}: {why}")));
+                }
                 // Where the transaction is spoilt, that is told when it is to be committed.
-                Sent::Stopped => return Ok(self.transaction.as_ref().is_some_and(|transaction| transaction.is_spoilt())),
+                Sent::Stopped => {
+                    return Ok(self.transaction.as_ref().is_some_and(|transaction| transaction.is_spoilt()));
+                }
             }
         }
         if let Some(marks) = &mut self.marks {

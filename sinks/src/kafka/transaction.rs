@@ -391,8 +391,9 @@ fn offsets(
         Ok(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
-    let is_ours =
-        |place: &Place| shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group);
+    let is_ours = |place: &Place| {
+        shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group)
+    };
     for ((group, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read).filter(is_ours)) {
         add(&group, &topic, partition, next).map_err(failed)?;
     }

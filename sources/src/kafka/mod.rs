@@ -400,7 +400,8 @@ mod tests {
                 json!({ "topics": ["audit"], "out_of_order": "90s" }),
             ],
         };
-        let RelayOptions { sink, source } = SourceConfig::relay(&config, &relay, &json!({ "out_of_order": "5s" })).unwrap();
+        let RelayOptions { sink, source } =
+            SourceConfig::relay(&config, &relay, &json!({ "out_of_order": "5s" })).unwrap();
         assert_eq!(sink["topic"], "g.by_host");
         assert_eq!(source["relay"], json!({ "topics": ["orders", "^returns-.*", "payments", "audit"] }));
         assert_eq!(source["out_of_order"], "90s");

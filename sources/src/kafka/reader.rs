@@ -459,7 +459,8 @@ impl Reader {
                 return Ok(());
             }
             Err(why) => {
-                let told = format!("no `repartition` of this release has written it: its header `{}` {why}", stamp::HEADER);
+                let told =
+                    format!("no `repartition` of this release has written it: its header `{}` {why}", stamp::HEADER);
                 let value = message.payload().unwrap_or_default();
                 let raw = Bytes::copy_from_slice(&value[..value.len().min(self.context.records.max_record_bytes)]);
                 return self.refuse((at, 0), offset, Reason::Undecodable, &told, raw);
@@ -496,8 +497,12 @@ impl Reader {
         }
         let lane = self.lane(&reading.topic, reading.partition, Some(writer));
         let position = self.position(&reading.topic, reading.partition, offset);
-        let branch =
-            Branch { lane: Arc::clone(&lane), writer: Some(writer.to_owned()), next: offset, gathering: Gathering::default() };
+        let branch = Branch {
+            lane: Arc::clone(&lane),
+            writer: Some(writer.to_owned()),
+            next: offset,
+            gathering: Gathering::default(),
+        };
         self.lanes[at].branches.push(branch);
         self.emit(SourceEvent::Opened { lane, position })?;
         Ok(self.lanes[at].branches.len() - 1)

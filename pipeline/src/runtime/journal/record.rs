@@ -78,7 +78,10 @@ impl Record {
                 (Head::Closed { lane: StoredLane::of(lane), keep: keep.clone() }, &[][..], Bytes::new())
             }
             // What can be opened or told at a position can be read again from there, and needs no journal.
-            SourceEvent::Opened { .. } | SourceEvent::Watermark { .. } | SourceEvent::Idle(_) | SourceEvent::Stalled(_) => return None,
+            SourceEvent::Opened { .. }
+            | SourceEvent::Watermark { .. }
+            | SourceEvent::Idle(_)
+            | SourceEvent::Stalled(_) => return None,
         };
         let mut head = head(&stored);
         head.reserve(spans.len() * 8);
