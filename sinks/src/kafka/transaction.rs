@@ -469,11 +469,12 @@ fn offsets(
         Ok::<(), KafkaError>(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
-    for place in positions.iter().filter_map(Place::read) {
-        if shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group) {
-            let next = place.next + i64::from(fault::is_planted(Defect::OffsetsAhead));
-            add(&mut lists, &place.group, &place.topic, place.partition, next).map_err(failed)?;
-        }
+    let is_ours = |place: &Place| {
+        shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group)
+    };
+    for ((group, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read).filter(is_ours)) {
+        let next = next + i64::from(fault::is_planted(Defect::OffsetsAhead));
+        add(&mut lists, &group, &topic, partition, next).map_err(failed)?;
     }
     let Note { group, topic, partition, is_own } = &open.note;
     if lists.is_empty() {
