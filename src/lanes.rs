@@ -272,8 +272,7 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
     });
     let folder = common.folder.join(&*section.name).join(&partition.topic).join(partition.partition.to_string());
     let settings_with = |guard: &Arc<Guard>| {
-        let shared =
-            Shared { storage: Arc::clone(&common.storage), folder: folder.clone(), who: common.who.clone() };
+        let shared = Shared { storage: Arc::clone(&common.storage), folder: folder.clone(), who: common.who.clone() };
         Arc::new(Settings {
             // What is kept on this machine does not move; all that counts is in the checkpoints.
             data_dir: None,
