@@ -111,6 +111,9 @@ fn answer<B>(request: &Request<B>, views: &Views) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "alive\n"),
         "/readyz" => match views.obstacles() {
+            obstacles if obstacles.is_empty() && views.is_standing_by() => {
+                text(StatusCode::OK, "ready, and standing by: other daemons have all partitions\n")
+            }
             obstacles if obstacles.is_empty() => text(StatusCode::OK, "ready\n"),
             obstacles => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{}\n", obstacles.join("\n"))),
         },

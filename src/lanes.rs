@@ -4,7 +4,7 @@
 //! A lane has its own graph, its own checkpoints in the place that all daemons see, and its own transactions. So a lane that
 //! moves is a crash and a recovery, on another machine; nothing else knows that there are several.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,12 @@ use tocsin_config::component::AssignedPartition;
 use tocsin_config::scale::{Section, sections};
 use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
+use tocsin_pipeline::poison::Guard;
 use tocsin_pipeline::runtime::{self, RunError, Settings, Shared, State, Status};
 use tocsin_pipeline::sharing::{Change, Partition, SharingContext};
 use tocsin_pipeline::store::{Storage, object, term};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::poison;
@@ -45,6 +46,7 @@ type Key = (usize, Partition);
 
 /// A lane that runs.
 struct Lane {
+    task: task::Id,
     stop: CancellationToken,
     /// Told when it has ended.
     ended: watch::Receiver<bool>,
@@ -85,14 +87,18 @@ pub async fn run(
         instance.as_deref().unwrap_or("a daemon without `daemon.instance`"),
         std::process::id()
     );
-    tokio::task::spawn_blocking({
+    spawn_blocking({
         let (storage, folder) = (Arc::clone(&storage), folder.clone());
         move || term::check(&*storage, &folder)
     })
     .await
     .context("looking at the checkpoint store")?
     .with_context(|| format!("`daemon.checkpoint_store` {store} cannot be used"))?;
-    views.wait_for(Some("no partition has been assigned yet".to_owned()));
+    views.keep(daemon.metrics.clone());
+    views.wait_for(Some("it is not yet a member of the daemons that share the work".to_owned()));
+    // Who is a member and has nothing to do stands by, and that is being ready: a group has more members than partitions, and
+    // an update that waits for each new one to get some never ends.
+    let mut unjoined: BTreeSet<usize> = (0..sections.len()).collect();
     let (changes_sender, mut changes) = mpsc::channel::<(usize, Change)>(CHANGES);
     let leave = CancellationToken::new();
     let mut told = Vec::new();
@@ -145,6 +151,7 @@ pub async fn run(
                 let told = "daemons that share a pipeline are not reloaded: restart them one after the other, and their partitions move \
                             with their state";
                 tracing::error!("{told}");
+                daemon.metrics.reloads.with_label_values(&["refused"]).inc();
                 if let Some(waiting) = request {
                     let _ = waiting.send(Err(told.to_owned()));
                 }
@@ -153,36 +160,53 @@ pub async fn run(
                 None => break Err(anyhow!("the group of daemons was left by a bug")),
                 Some((_, Change::Failed(why))) => break Err(anyhow!(why)),
                 Some((section, Change::Assigned { partitions, of })) => {
-                    tracing::info!(source = &*common.sections[section].name, "assigned: {}", names(&partitions));
-                    views.wait_for(None);
-                    has_begun = true;
+                    let source = &*common.sections[section].name;
+                    unjoined.remove(&section);
+                    if unjoined.is_empty() {
+                        views.wait_for(None);
+                    }
+                    match partitions.is_empty() {
+                        false => tracing::info!(source, "assigned: {}", names(&partitions)),
+                        true if lanes.keys().all(|key| key.0 != section) => {
+                            tracing::info!(source, "it is a member, and stands by: others have all partitions");
+                        }
+                        true => {}
+                    }
+                    has_begun |= !partitions.is_empty();
                     for partition in partitions {
                         let key = (section, partition);
-                        lanes.entry(key.clone()).or_insert_with(|| start(&mut set, &common, key, of));
+                        let before = lanes.get(&key);
+                        if before.is_none_or(|lane| lane.stop.is_cancelled()) {
+                            // One that was given away and took too long is waited for.
+                            let before = before.map(|lane| lane.ended.clone());
+                            lanes.insert(key.clone(), start(&mut set, &common, key, of, before));
+                        }
                     }
                 }
                 Some((section, Change::Revoked { partitions, done })) => {
                     tracing::info!(source = &*common.sections[section].name, "given away: {}", names(&partitions));
-                    let mut leaving: Vec<_> =
-                        partitions.into_iter().filter_map(|partition| lanes.remove(&(section, partition))).collect();
-                    leaving.iter().for_each(|lane| lane.stop.cancel());
+                    let leaving = partitions.into_iter().filter_map(|partition| lanes.get(&(section, partition)));
+                    let ended: Vec<_> = leaving.inspect(|lane| lane.stop.cancel()).map(|lane| lane.ended.clone()).collect();
                     // Others go on meanwhile; whoever takes these over waits.
                     tokio::spawn(async move {
-                        for lane in &mut leaving {
-                            let _ = lane.ended.wait_for(|ended| *ended).await;
+                        for mut ended in ended {
+                            let _ = ended.wait_for(|ended| *ended).await;
                         }
                         let _ = done.send(());
                     });
                 }
             },
-            Some(ended) = set.join_next() => match ended {
-                Ok((key, Ok(()))) => {
-                    lanes.remove(&key);
+            Some(ended) = set.join_next_with_id() => match ended {
+                Ok((task, (key, Ok(())))) => {
+                    // Another may have begun in its place.
+                    if lanes.get(&key).is_some_and(|lane| lane.task == task) {
+                        lanes.remove(&key);
+                    }
                     if daemon.is_once() && has_begun && lanes.is_empty() {
                         break Ok(());
                     }
                 }
-                Ok((_, Err(error))) => break Err(error),
+                Ok((_, (_, Err(error)))) => break Err(error),
                 Err(error) => break Err(anyhow!("a lane was stopped by a bug: {error}")),
             },
         }
@@ -210,16 +234,26 @@ fn name(partition: &Partition) -> String {
     format!("{}/{}", partition.topic, partition.partition)
 }
 
-fn start(set: &mut JoinSet<(Key, anyhow::Result<()>)>, common: &Arc<Common>, key: Key, of: usize) -> Lane {
+/// Starts a lane, once one that ran before in its place has ended.
+fn start(
+    set: &mut JoinSet<(Key, anyhow::Result<()>)>,
+    common: &Arc<Common>,
+    key: Key,
+    of: usize,
+    before: Option<watch::Receiver<bool>>,
+) -> Lane {
     let stop = CancellationToken::new();
     let (ended_sender, ended) = watch::channel(false);
     let (common, lane_stop) = (Arc::clone(common), stop.clone());
-    set.spawn(async move {
+    let task = set.spawn(async move {
+        if let Some(mut before) = before {
+            let _ = before.wait_for(|ended| *ended).await;
+        }
         let outcome = run_lane(&common, &key, of, lane_stop).await;
         ended_sender.send_replace(true);
         (key, outcome)
     });
-    Lane { stop, ended }
+    Lane { task: task.id(), stop, ended }
 }
 
 /// Runs a lane until it is stopped, comes to its end, or cannot go on.
@@ -242,27 +276,33 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
             let _ = told.try_send(positions.to_vec());
         }
     });
-    let shared = Shared {
-        storage: Arc::clone(&common.storage),
-        folder: common.folder.join(&*section.name).join(&partition.topic).join(partition.partition.to_string()),
-        who: common.who.clone(),
+    let folder = common.folder.join(&*section.name).join(&partition.topic).join(partition.partition.to_string());
+    let settings_with = |guard: &Arc<Guard>| {
+        let shared = Shared { storage: Arc::clone(&common.storage), folder: folder.clone(), who: common.who.clone() };
+        Arc::new(Settings {
+            // What is kept on this machine does not move; all that counts is in the checkpoints.
+            data_dir: None,
+            shared: Some(shared),
+            completed: Some(completed.clone()),
+            memory: (memory(&common.plan) / of.max(1)).max(LANE_MEMORY),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            status: Arc::clone(&status),
+            ..common.daemon.settings(&common.plan, guard)
+        })
     };
-    let settings = Arc::new(Settings {
-        // What is kept on this machine does not move; all that counts is in the checkpoints.
-        data_dir: None,
-        shared: Some(shared),
-        completed: Some(completed),
-        memory: (memory(&common.plan) / of.max(1)).max(LANE_MEMORY),
-        metrics,
-        health,
-        status,
-        ..common.daemon.settings(&common.plan, &Arc::default())
-    });
+    // Which records operators fail on is found out again where the lane goes on.
+    let mut guard = Arc::default();
+    let mut settings = settings_with(&guard);
     let assigned = AssignedPartition { topic: partition.topic.clone(), partition: partition.partition, of };
     let mut failures = poison::Failures::default();
     let outcome = loop {
+        // Whoever goes on with it is not to be disturbed.
+        if stop.is_cancelled() {
+            break Ok(());
+        }
         let opening = Arc::clone(&settings);
-        let opened = tokio::task::spawn_blocking(move || State::open(&opening)).await.context("opening checkpoints")?;
+        let opened = spawn_blocking(move || State::open(&opening)).await.context("opening checkpoints")?;
         let error = match opened {
             Err(error) => error,
             Ok(state) => {
@@ -290,13 +330,19 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
                 tracing::warn!(lane, "it ended with a fault, and goes on from its checkpoint elsewhere: {error}");
                 break Ok(());
             }
-            error => match failures.go_on(error, common.daemon.clock.monotonic()) {
-                Ok(()) => tokio::time::sleep(failures.pause()).await,
+            error => match failures.learn(&guard, error.into(), true, common.daemon.clock.monotonic()) {
+                Ok(learnt) => {
+                    guard = Arc::new(learnt);
+                    settings = settings_with(&guard);
+                    tokio::time::sleep(failures.pause()).await;
+                }
                 Err(error) => break Err(error.context(lane.clone())),
             },
         }
     };
-    teller.abort();
+    // What it came to last is told as well.
+    drop((settings, completed));
+    let _ = teller.await;
     common.views.remove(&view_name);
     outcome
 }

@@ -75,14 +75,6 @@ impl Failures {
         }
     }
 
-    /// Whether to go on from the checkpoint where nothing is known of records that components fail on.
-    ///
-    /// # Errors
-    /// The failure itself, where it is another than what was undone, or there have been too many.
-    pub fn go_on(&mut self, failure: RunError, now: Duration) -> anyhow::Result<()> {
-        self.learn(&Guard::default(), failure.into(), true, now).map(drop)
-    }
-
     /// How long to wait before going on: the more often it was gone back lately, the longer.
     pub fn pause(&self) -> Duration {
         PAUSE_MAX.min(Duration::from_millis(100) * u32::try_from(self.0.len()).unwrap_or(u32::MAX))

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use prometheus::proto::MetricFamily;
 use tocsin_pipeline::health::{Health, Trouble};
 use tocsin_pipeline::ledger::{Audit, Ledger};
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::runtime::Status;
+
+/// What the process counts by itself where each pipeline has metrics of its own.
+const OF_THE_PROCESS: [&str; 2] = ["tocsin_component_errors_total", "tocsin_reloads_total"];
 
 /// A pipeline that runs.
 #[derive(Clone)]
@@ -25,6 +28,8 @@ pub struct Views {
     views: Arc<Mutex<BTreeMap<String, View>>>,
     /// Why the process as a whole is not ready, whatever its pipelines are.
     waiting: Arc<Mutex<Option<String>>>,
+    /// Those of the process, where each pipeline has its own.
+    metrics: Arc<OnceLock<Metrics>>,
 }
 
 impl Views {
@@ -43,6 +48,16 @@ impl Views {
     /// The process is not ready for this reason, or no longer for any of its own.
     pub fn wait_for(&self, reason: Option<String>) {
         *self.waiting.lock().expect("no holder of this lock panics") = reason;
+    }
+
+    /// Tells of these metrics beside those of the pipelines.
+    pub fn keep(&self, metrics: Metrics) {
+        self.metrics.get_or_init(|| metrics);
+    }
+
+    /// Whether the process is ready and has nothing to do: others run all pipelines.
+    pub fn is_standing_by(&self) -> bool {
+        self.is_running() && self.lock().is_empty()
     }
 
     /// Whether all pipelines have been opened, if none has been given to this process either.
@@ -89,12 +104,14 @@ impl Views {
     /// All metrics, each name once.
     pub fn gather(&self) -> Vec<MetricFamily> {
         let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
-        for view in self.lock().values() {
-            for mut family in view.metrics.registry.gather() {
-                match families.get_mut(family.name()) {
-                    Some(known) => known.mut_metric().extend(family.take_metric()),
-                    None => drop(families.insert(family.name().to_owned(), family)),
-                }
+        let of_the_process = self.metrics.get().into_iter().flat_map(|metrics| metrics.registry.gather());
+        let of_the_process = of_the_process.filter(|family| OF_THE_PROCESS.contains(&family.name()));
+        let views = self.lock();
+        let of_pipelines = views.values().flat_map(|view| view.metrics.registry.gather());
+        for mut family in of_the_process.chain(of_pipelines) {
+            match families.get_mut(family.name()) {
+                Some(known) => known.mut_metric().extend(family.take_metric()),
+                None => drop(families.insert(family.name().to_owned(), family)),
             }
         }
         families.into_values().collect()

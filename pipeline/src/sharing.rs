@@ -19,7 +19,8 @@ pub struct Partition {
 /// What partitions are a daemon's from now on.
 #[derive(Debug)]
 pub enum Change {
-    /// These are. `of`: how many there are in all, over all daemons.
+    /// These are, beside those that are already; none: this daemon is a member, and has no more. `of`: how many there are in
+    /// all, over all daemons.
     Assigned { partitions: Vec<Partition>, of: usize },
     /// These are not any more. Told when nothing of them runs: another daemon begins with them then, or after a while anyway.
     Revoked { partitions: Vec<Partition>, done: oneshot::Sender<()> },

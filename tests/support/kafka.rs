@@ -544,6 +544,7 @@ listener.security.protocol.map=CLIENT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLA
 listeners=CLIENT://{client},PROXIED://{proxied},CONTROLLER://127.0.0.1:{controller}{secure_listener}
 advertised.listeners=CLIENT://{client},PROXIED://{advertised}{secure_listener}
 log.dirs={}
+log.retention.ms=-1
 auto.create.topics.enable=false
 num.partitions=1
 default.replication.factor={copies}

@@ -89,9 +89,14 @@ impl State {
                 );
                 self.restored = restored;
             }
-            Err(error @ (CheckpointError::Io { .. } | CheckpointError::Superseded { .. })) => {
-                return Err(RunError::Start(error.to_string()));
+            Err(error @ CheckpointError::Superseded { .. }) => {
+                return Err(RunError::Superseded { component: CHECKPOINTS.to_owned(), message: error.to_string() });
             }
+            // As in `take_over`: in a place that is shared it is tried again.
+            Err(error @ CheckpointError::Io { .. }) if self.lock.is_none() => {
+                return Err(RunError::Undone { component: CHECKPOINTS.to_owned(), message: error.to_string() });
+            }
+            Err(error @ CheckpointError::Io { .. }) => return Err(RunError::Start(error.to_string())),
             Err(CheckpointError::Refused(reason)) => {
                 return Err(RunError::State(format!(
                     "{reason}; bring back the data directory that belongs to it, or see docs/kafka.md for what can be done"

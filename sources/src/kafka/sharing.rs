@@ -159,20 +159,27 @@ fn belong(consumer: BaseConsumer<Ear>, mut context: SharingContext) {
                 tracing::debug!(source = &*context.name, "the group: {error}");
             }
         }
-        while let Ok(positions) = context.told.try_recv() {
-            let mut list = TopicPartitionList::new();
-            for ((_, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read)) {
-                let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
-            }
-            if list.count() > 0
-                && let Err(error) = consumer.commit(&list, CommitMode::Async)
-            {
-                tracing::debug!(source = &*context.name, "the group's offsets cannot be told: {error}");
-            }
-        }
+        tell(&consumer, &mut context);
     }
+    // What came to its end with everything else.
+    tell(&consumer, &mut context);
     // Leaves the group, unless it has a name: then it is expected back.
     drop(consumer);
+}
+
+/// Tells the brokers what was read, for dashboards.
+fn tell(consumer: &BaseConsumer<Ear>, context: &mut SharingContext) {
+    while let Ok(positions) = context.told.try_recv() {
+        let mut list = TopicPartitionList::new();
+        for ((_, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read)) {
+            let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
+        }
+        if list.count() > 0
+            && let Err(error) = consumer.commit(&list, CommitMode::Async)
+        {
+            tracing::debug!(source = &*context.name, "the group's offsets cannot be told: {error}");
+        }
+    }
 }
 
 /// Hears which partitions are ours.
@@ -211,11 +218,11 @@ impl ConsumerContext for Ear {
             tracing::debug!("what is read by others could not be paused: {error}");
         }
         let partitions = partitions(list);
-        if partitions.is_empty() {
-            return;
-        }
         // Each may take its part of what all may take, however many become ours.
-        let of = discover(consumer, &self.topics, PATIENCE).map_or(partitions.len(), |(found, _)| found.len());
+        let of = match partitions.len() {
+            0 => 0,
+            ours => discover(consumer, &self.topics, PATIENCE).map_or(ours, |(found, _)| found.len()),
+        };
         let _ = self.changes.blocking_send(Change::Assigned { partitions, of });
     }
 
