@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tocsin_kafka::client::Listener;
 use tocsin_kafka::place::{Inputs, Place};
 use tocsin_kafka::stamp::{self, Content};
-use tocsin_kafka::topics::{Partition, discover};
+use tocsin_kafka::topics::{Partition, discover, pattern};
 use tocsin_pipeline::event::{Lane, Origin};
 use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::operator::Reason;
@@ -100,6 +100,8 @@ pub(super) struct Reader {
     lanes: Vec<Reading>,
     /// Of a relay: the lanes that are known to write to it.
     writers: Vec<String>,
+    /// The topic that is read, where one is read after the other.
+    only: Option<String>,
     /// The partition of the last message: the next is likely to be of the same.
     last: usize,
     /// A block is handed over when it is so large.
@@ -135,6 +137,7 @@ impl Reader {
             handle: Handle::current(),
             lanes: Vec::new(),
             writers: Vec::new(),
+            only: None,
             last: 0,
             held: 0,
             watched: Arc::default(),
@@ -152,7 +155,7 @@ impl Reader {
 
     fn read_on(&mut self) -> Result<(), Stop> {
         self.open_all()?;
-        self.assign(|_| true)?;
+        self.assign()?;
         let notes = self.watch();
         let consumer = Arc::clone(&self.consumer);
         let (mut taken, mut wait) = (0, Duration::ZERO);
@@ -179,7 +182,8 @@ impl Reader {
         self.open_all()?;
         let topics: std::collections::BTreeSet<String> = self.lanes.iter().map(|lane| lane.topic.clone()).collect();
         for topic in topics {
-            self.assign(|lane| lane.topic == topic)?;
+            self.only = Some(topic.clone());
+            self.assign()?;
             let mut open = self.lanes.iter().filter(|lane| lane.topic == topic).count();
             let consumer = Arc::clone(&self.consumer);
             while open > 0 {
@@ -213,7 +217,28 @@ impl Reader {
         }
         let (topics, ours) = (self.inputs.topics.clone(), self.inputs.partition);
         let found = self.discover(&topics, |(_, partition)| ours.is_none_or(|ours| ours == *partition))?;
-        self.open(found)
+        self.open(found)?;
+        self.close_gone()
+    }
+
+    /// Lanes of the checkpoint that are not there any more give nothing, and nobody waits for them. Those of topics that are still
+    /// to be read keep their offset: brokers may be back with them.
+    fn close_gone(&mut self) -> Result<(), Stop> {
+        let is_there =
+            |name: &str| self.lanes.iter().flat_map(|lane| &lane.branches).any(|it| it.lane.partition == name);
+        let gone = self.context.positions.iter().filter(|(name, _)| !is_there(name));
+        let gone: Vec<_> = gone.filter_map(|(name, position)| Some((name.clone(), Place::read(position)?))).collect();
+        for (name, place) in gone {
+            let is_wanted = self.inputs.topics.iter().any(|topic| match pattern(topic) {
+                Some(pattern) => pattern.is_ok_and(|pattern| pattern.is_match(&place.topic)),
+                None => *topic == place.topic,
+            });
+            tracing::warn!(source = &*self.context.name, lane = name, "it is in the checkpoint and not there any more");
+            let origin = Origin::Kafka { topic: place.topic.as_str().into(), partition: place.partition };
+            let lane = self.context.lane(name, origin);
+            self.emit(SourceEvent::Closed { lane, keep: is_wanted.then(|| place.write()) })?;
+        }
+        Ok(())
     }
 
     /// The partitions of topics. Asks until there are some.
@@ -394,14 +419,16 @@ impl Reader {
         Place { brokers, group, topic: topic.to_owned(), partition, next }.write()
     }
 
-    /// Has the client fetch some of the lanes, each from where it has come to.
-    fn assign(&self, is_wanted: impl Fn(&Reading) -> bool) -> Result<(), Stop> {
-        self.consumer.assign(&self.list(is_wanted)?).map_err(failed)
+    /// Has the client fetch what is to be read, each partition from where it has come to.
+    fn assign(&self) -> Result<(), Stop> {
+        self.consumer.assign(&self.list()?).map_err(failed)
     }
 
-    fn list(&self, is_wanted: impl Fn(&Reading) -> bool) -> Result<TopicPartitionList, Stop> {
+    fn list(&self) -> Result<TopicPartitionList, Stop> {
         let mut list = TopicPartitionList::with_capacity(self.lanes.len());
-        for lane in self.lanes.iter().filter(|lane| is_wanted(lane)) {
+        let is_read =
+            |lane: &&Reading| lane.state != State::Done && self.only.as_ref().is_none_or(|only| *only == lane.topic);
+        for lane in self.lanes.iter().filter(is_read) {
             list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(lane.next)).map_err(failed)?;
         }
         Ok(list)
@@ -653,7 +680,7 @@ impl Reader {
                 match handle.block_on(reserve(HELD_UP))? {
                     Some(permit) => permit,
                     None => {
-                        let list = self.list(|lane| lane.state != State::Done)?;
+                        let list = self.list()?;
                         self.consumer.pause(&list).map_err(failed)?;
                         let consumer = Arc::clone(&self.consumer);
                         let permit = loop {
@@ -665,7 +692,7 @@ impl Reader {
                         };
                         permit.send(event);
                         // From where the lanes have come to, whatever the client had handed out.
-                        return self.assign(|lane| lane.state != State::Done);
+                        return self.assign();
                     }
                 }
             }
@@ -689,7 +716,7 @@ impl Reader {
                         self.lanes[at].branches.iter_mut().for_each(|branch| branch.next = to);
                     }
                 }
-                self.assign(|lane| lane.state != State::Done)
+                self.assign()
             }
             KafkaError::MessageConsumptionFatal(code) => {
                 Err(Stop::Failed(SourceError(format!("the client cannot go on: {code}"))))
@@ -750,7 +777,7 @@ impl Reader {
                 let found: Vec<_> = found.into_iter().filter(|it| self.is_ours(it)).collect();
                 let count = self.lanes.len();
                 self.open(found)?;
-                if self.lanes.len() > count { self.assign(|_| true) } else { Ok(()) }
+                if self.lanes.len() > count { self.assign() } else { Ok(()) }
             }
             Note::Reached { partition, high } => {
                 let Some(at) = find(&self.lanes, &partition) else { return Ok(()) };
