@@ -58,6 +58,10 @@ pub trait Decider: Send + Sync {
     /// What cannot be mended by waiting.
     fn recover<'a>(&'a self, context: DeciderContext) -> BoxFuture<'a, Result<Option<u64>, DeciderError>>;
 
+    /// What of the positions in the checkpoint that is gone on from is not what was decided with its number; `None` if it is that
+    /// very checkpoint. Another may have the number in a copy of the data directory.
+    fn contradicts(&self, positions: &[Json]) -> Option<String>;
+
     /// Makes `epoch` the truth: its output, the positions of its lanes (as sources wrote them), its number. Its checkpoint
     /// is durable. Asks again until the outcome is known. Afterwards what comes next may be written.
     ///

@@ -638,8 +638,7 @@ async fn is_decided(
     runner: &Runner<'_>,
 ) -> Result<bool, RunError> {
     fault::point("decider.commit");
-    let positions = checkpoints.positions().flat_map(|(_, lanes)| lanes.values().map(|lane| lane.position.clone()));
-    let mut commit = deciding.decider.commit(epoch, positions.collect());
+    let mut commit = deciding.decider.commit(epoch, super::positions(checkpoints));
     let (stop, shutdown_timeout) = (&runner.stop, runner.settings.shutdown_timeout);
     let mut overdue = std::pin::pin!(async {
         stop.cancelled().await;

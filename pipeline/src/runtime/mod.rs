@@ -391,7 +391,19 @@ async fn settle(
     let newest = state.checkpoints.as_ref().map(Checkpoints::epoch);
     let decided = if fault::is_planted(Defect::NewestCheckpoint) { newest.filter(|epoch| *epoch > 0) } else { decided };
     state.settle(decided.map_or(Decided::Nothing, Decided::Epoch))?;
+    let positions: Vec<_> = state.checkpoints.iter().flat_map(positions).collect();
+    if let (Some(epoch), Some(why)) = (decided, decider.contradicts(&positions)) {
+        return Err(RunError::State(format!(
+            "the checkpoint of epoch {epoch} is not the one that was committed: {why}; this is a copy of the data directory that \
+             went its own way, see docs/kafka.md"
+        )));
+    }
     Ok(Some(found))
+}
+
+/// The positions of all lanes in the last complete epoch.
+fn positions(checkpoints: &Checkpoints) -> Vec<Json> {
+    checkpoints.positions().flat_map(|(_, lanes)| lanes.values().map(|lane| lane.position.clone())).collect()
 }
 
 /// Whether what sources and sinks hold beside the edges leaves those enough.

@@ -71,6 +71,9 @@ struct Shared {
     begun: Mutex<Option<Duration>>,
     /// The last epoch that was committed.
     committed: AtomicU64,
+    /// What the brokers say of the epoch that was decided last, at the start: its number and the offset, by group, topic and
+    /// partition.
+    offsets: Mutex<BTreeMap<(String, String, i32), (u64, Offset)>>,
     /// Why the transaction cannot be committed any more.
     spoilt: Mutex<Option<String>>,
     /// The last epoch that was decided or abandoned.
@@ -108,6 +111,7 @@ impl Transaction {
             open: Mutex::default(),
             begun: Mutex::default(),
             committed: AtomicU64::new(0),
+            offsets: Mutex::default(),
             spoilt: Mutex::default(),
             decided: watch::Sender::new(0),
         };
@@ -168,8 +172,21 @@ impl Decider for Transaction {
         self.shared.decided.send_replace(epoch);
     }
 
+    fn contradicts(&self, positions: &[Json]) -> Option<String> {
+        let offsets = self.shared.offsets.lock().expect("no holder of this lock panics");
+        let places = Place::least(positions.iter().filter_map(Place::read).filter(|place| self.shared.is_near(place)));
+        places.into_iter().find_map(|((group, topic, partition), next)| {
+            let (_, committed) = offsets.get(&(group, topic.clone(), partition))?;
+            (*committed != Offset::Offset(next)).then(|| {
+                format!(
+                    "it says that {topic}/{partition} was read up to {next}, and the transaction says {committed:?}"
+                )
+            })
+        })
+    }
+
     fn tells(&self, position: &Json) -> bool {
-        Place::read(position).is_some_and(|place| self.shared.setup.connection.is_same_cluster(&place.brokers))
+        Place::read(position).is_some_and(|place| self.shared.is_near(&place))
     }
 }
 
@@ -196,6 +213,11 @@ enum Next {
 }
 
 impl Shared {
+    /// Whether a place is on the brokers that transactions are written to.
+    fn is_near(&self, place: &Place) -> bool {
+        self.setup.connection.is_same_cluster(&place.brokers)
+    }
+
     fn open(&self) -> Option<Open> {
         self.open.lock().expect("no holder of this lock panics").clone()
     }
@@ -301,10 +323,12 @@ impl Shared {
             asked.push((group.clone(), list));
         }
         let decided_last = |consumers: &BTreeMap<String, BaseConsumer<Listener>>| {
-            let mut decided: Option<u64> = None;
+            let (mut decided, mut offsets): (Option<u64>, BTreeMap<_, _>) = Default::default();
             for (group, list) in &asked {
                 let ask = || consumers[group].committed_offsets(list.clone(), PATIENCE);
-                for marker in markers(&self.insist(&id, is_wanted, away, ask)?) {
+                let committed = self.insist(&id, is_wanted, away, ask)?;
+                for element in committed.elements() {
+                    let Some(marker) = Marker::read(element.metadata()) else { continue };
                     if marker.by != *id {
                         return Err(DeciderError::Failed(format!(
                             "the offsets of the group {group} were committed by {}, and this is {id}; give this pipeline a group of \
@@ -313,12 +337,15 @@ impl Shared {
                         )));
                     }
                     decided = decided.max(Some(marker.epoch));
+                    let place = (group.clone(), element.topic().to_owned(), element.partition());
+                    offsets.insert(place, (marker.epoch, element.offset()));
                 }
             }
-            Ok(decided)
+            offsets.retain(|_, (epoch, _)| Some(*epoch) == decided);
+            Ok((decided, offsets))
         };
         // A first look that waits for nothing, and keeps nobody out where we could not go on ourselves.
-        let decided = decided_last(&clients("read_uncommitted").map_err(failed)?)?;
+        let (decided, _) = decided_last(&clients("read_uncommitted").map_err(failed)?)?;
         if let (Some(decided), Some(epochs)) = (decided, &context.epochs)
             && !epochs.contains(&decided)
         {
@@ -326,7 +353,8 @@ impl Shared {
         }
         fault::point("kafka.init");
         self.insist(&id, is_wanted, away, || producer.client().init_transactions(PATIENCE))?;
-        let decided = decided_last(&consumers)?;
+        let (decided, offsets) = decided_last(&consumers)?;
+        *self.offsets.lock().expect("no holder of this lock panics") = offsets;
         self.committed.store(decided.unwrap_or(0), Ordering::Release);
         let clock = Arc::clone(&context.clock);
         let note = note.expect("something is read from these brokers, or there is a group of its own");
@@ -469,9 +497,7 @@ fn offsets(
         Ok::<(), KafkaError>(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
-    let is_ours = |place: &Place| {
-        shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group)
-    };
+    let is_ours = |place: &Place| shared.is_near(place) && open.groups.contains_key(&place.group);
     for ((group, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read).filter(is_ours)) {
         let next = next + i64::from(fault::is_planted(Defect::OffsetsAhead));
         add(&mut lists, &group, &topic, partition, next).map_err(failed)?;
