@@ -74,6 +74,12 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let store = plan.daemon.checkpoint_store.clone().context("there is no `daemon.checkpoint_store`")?;
     let (storage, folder) = object::open(&store).map_err(|error| anyhow!("`daemon.checkpoint_store`: {error}"))?;
+    if daemon.is_once() && !plan.relays.is_empty() {
+        return Err(anyhow!(
+            "`run --once` ends where its input does, and what a `repartition` reads from its topic has no end: run the daemon without \
+             `--once` and stop it when it has done its work, or leave out `daemon.checkpoint_store` and the `repartition`"
+        ));
+    }
     let sections = sections(&plan);
     let instance = plan.daemon.instance.clone();
     let who = format!(

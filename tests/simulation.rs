@@ -364,7 +364,7 @@ impl Sink for Written {
                         };
                         let _ = prepared.send(said);
                     }
-                    SinkInput::Committed { .. } => {}
+                    SinkInput::Committed { .. } | SinkInput::Watermark(_) => {}
                     SinkInput::End => break,
                 }
             }

@@ -539,10 +539,12 @@ impl<'a> Checker<'a> {
                 _ => None,
             });
             // There is none where the ends of the relay before it are wrong.
-            let Some(origin) = before.chain(behind).next() else { continue };
+            let mut origins = before.chain(behind);
+            let Some(origin) = origins.next() else { continue };
+            let others = origins.map(|other| other.written).collect();
             let Draft::Operator(Some((_, operator, _))) = &drafts[relay.vertex] else { continue };
             let Some(repartition) = operator.repartition() else { continue };
-            let asked = Relay { name: vertices[relay.vertex].name.clone(), repartition };
+            let asked = Relay { name: vertices[relay.vertex].name.clone(), repartition, others };
             let ends = self.ends(*relay, &asked, &vertices[relay.vertex].place, &origin);
             made.extend(ends);
         }

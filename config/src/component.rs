@@ -139,6 +139,8 @@ pub struct Relay {
     /// The operator's name.
     pub name: String,
     pub repartition: Repartition,
+    /// All options of the other sources that records come from, as they are written.
+    pub others: Vec<Json>,
 }
 
 /// The two ends of a topic that records go through, as they would be written: the options of a sink and of a source, with

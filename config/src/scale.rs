@@ -134,6 +134,7 @@ pub(crate) fn problems_of_one(members: &Members<'_>) -> Vec<Found> {
             )
         })
         .collect();
+    problems.extend(members.values().filter_map(spilled_transaction));
     // Relays are told of already.
     problems.extend(transactions(members.values().filter(|member| !matches!(member.role, Role::Relay))));
     problems
@@ -217,6 +218,17 @@ fn standing_alone(member: &Member<'_>, is_shared: bool) -> Vec<Found> {
         Role::Operator { .. } | Role::Relay => {}
     }
     problems
+}
+
+/// A buffer on disk answers for a sink that cannot take what comes just now; a transaction cannot be answered for.
+fn spilled_transaction(member: &Member<'_>) -> Option<Found> {
+    let Role::Sink { is_transactional: true, buffer, .. } = &member.role else { return None };
+    (buffer.when_full == WhenFull::Spill).then(|| {
+        let message = format!("`{}` writes in transactions, and what waits on disk is part of none", member.name);
+        Found::new(member.place("buffer.when_full"), message).help(
+            "leave out `when_full`: what it cannot write just now waits in the topics and files that it is read from",
+        )
+    })
 }
 
 /// Tells of each that writes in transactions beside the first.

@@ -59,7 +59,11 @@ impl ClientContext for Listener {
         });
         // Connections come and go; whoever cannot go on for it says so, with this as the reason.
         tracing::debug!(component = &*self.component, "kafka: {error}: {reason}");
-        *self.fault.lock().expect("no holder of this lock panics") = Some(reason.to_owned());
+        let mut fault = self.fault.lock().expect("no holder of this lock panics");
+        // That all are away says less than why one of them is.
+        if code != Some(RDKafkaErrorCode::AllBrokersDown) || fault.is_none() {
+            *fault = Some(reason.to_owned());
+        }
     }
 }
 

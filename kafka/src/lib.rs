@@ -7,4 +7,5 @@ pub mod client;
 pub mod connection;
 pub mod marker;
 pub mod place;
+pub mod stamp;
 pub mod topics;

@@ -464,6 +464,11 @@ impl Checkpoints {
         self.rise_above(manifest);
     }
 
+    /// The epochs that can be gone on from, the oldest first; `None` where somebody else may be adding to them.
+    pub fn kept(&self) -> Option<Vec<u64>> {
+        self.term.is_none().then(|| self.kept.keys().copied().collect())
+    }
+
     /// The positions of all lanes in the last complete epoch, by source.
     pub fn positions(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, LanePosition>)> {
         let sources = self.current.iter().flat_map(|manifest| &manifest.sources);

@@ -260,6 +260,9 @@ pub struct Notes {
     pub offsets: Vec<u64>,
     /// The time that whoever wrote it, or keeps it, gave it.
     pub times: Vec<Timestamp>,
+    /// As [`Times::before`], where whoever wrote the records tells it: then their times are their event times, and the block
+    /// itself says nothing of how far event time has come. Empty: nobody tells.
+    pub before: Vec<Timestamp>,
     /// Its key, a piece of `texts`.
     pub keys: Vec<Option<Span>>,
     /// Empty: no record of the block has any.
@@ -279,7 +282,7 @@ impl Notes {
 
     /// About how much memory they take.
     fn bytes(&self) -> usize {
-        self.texts.len() + self.starts.len() * 32 + self.headers.len() * 64
+        self.texts.len() + self.starts.len() * 32 + self.before.len() * 8 + self.headers.len() * 64
     }
 }
 
@@ -457,6 +460,12 @@ impl Batch {
     /// The time that the record came with, beside what stands in it; its arrival where it came with none.
     pub fn own_time(&self, row: u32) -> Timestamp {
         self.note(row).map_or(self.arrival, |(notes, number)| notes.times[number])
+    }
+
+    /// What its lane had shown before a record, where whoever wrote it tells that.
+    pub(crate) fn told_before(&self, row: u32) -> Option<Timestamp> {
+        let (notes, number) = self.note(row)?;
+        notes.before.get(number).copied()
     }
 
     /// The position of a record's first byte in its lane; for Kafka, its offset.

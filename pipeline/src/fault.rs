@@ -131,10 +131,16 @@ pub enum Defect {
     UncountedDrop,
     /// What a full buffer has written to disk is forgotten at a restart.
     ForgottenSpill,
+    /// The newest checkpoint is gone on from, whether or not its transaction was committed.
+    NewestCheckpoint,
+    /// A transaction commits offsets that are not those of its checkpoint.
+    OffsetsAhead,
+    /// A transaction does not say which checkpoint it belongs to.
+    NoMarker,
 }
 
 impl Defect {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::NoFolderSync,
         Self::NoFileSync,
         Self::RetriedSync,
@@ -151,6 +157,9 @@ impl Defect {
         Self::PartialLine,
         Self::UncountedDrop,
         Self::ForgottenSpill,
+        Self::NewestCheckpoint,
+        Self::OffsetsAhead,
+        Self::NoMarker,
     ];
 
     /// The word that `TOCSIN_PLANT` takes.
@@ -172,6 +181,9 @@ impl Defect {
             Self::PartialLine => "partial_line",
             Self::UncountedDrop => "uncounted_drop",
             Self::ForgottenSpill => "forgotten_spill",
+            Self::NewestCheckpoint => "newest_checkpoint",
+            Self::OffsetsAhead => "offsets_ahead",
+            Self::NoMarker => "no_marker",
         }
     }
 }

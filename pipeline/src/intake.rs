@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vrl::value::Value;
 
 use crate::chain::Passage;
-use crate::codec::DecodeError;
+use crate::codec::{DecodeError, FieldPath};
 use crate::event::{Batch, Lane, Selection, Span, Times};
 use crate::fault;
 use crate::graph::{Intake, Link, OnDecodeError};
@@ -15,6 +15,7 @@ use crate::poison;
 use crate::source::{Block, Framing};
 use crate::tally::{Book, Counts};
 use crate::time::Timestamp;
+use crate::timestamp::TimestampOptions;
 
 /// The port of dead letters in a source's counts.
 const REJECTED: usize = 1;
@@ -27,11 +28,20 @@ pub struct Taken {
     pub own: Counts,
     /// The greatest event time in the block; `Timestamp::MIN` where times are not asked for.
     pub seen_max: Timestamp,
+    /// What the lane had shown before each record came with it ([`Notes::before`](crate::event::Notes::before)): then what the
+    /// lane has shown is told by [`SourceEvent::Watermark`](crate::source::SourceEvent::Watermark) alone.
+    pub is_told: bool,
 }
 
 impl Taken {
     fn of(intake: &Intake, lane: Arc<Lane>) -> Self {
-        Self { lane, passage: Passage::of(&intake.chain), own: Counts::default(), seen_max: Timestamp::MIN }
+        Self {
+            lane,
+            passage: Passage::of(&intake.chain),
+            own: Counts::default(),
+            seen_max: Timestamp::MIN,
+            is_told: false,
+        }
     }
 
     /// Puts what was counted into the book of the source's task; done when the block's turn has come.
@@ -62,6 +72,7 @@ impl Intake {
             self.skipped(records - spans.len(), &mut taken);
         }
         let mut whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
+        taken.is_told = block.notes.as_ref().is_some_and(|notes| !notes.before.is_empty());
         whole.notes = block.notes.map(Arc::new);
         let guard = &self.chain.guard;
         let held = poison::held(&self.name, &whole);
@@ -90,7 +101,7 @@ impl Intake {
         fault::strike(&self.name, &batch);
         let rejected = self.decode(&mut batch);
         if self.needs_time {
-            self.time(&mut batch);
+            batch.times = Some(Arc::new(times(&batch, self.options.timestamp.as_ref())));
         }
         (batch, rejected)
     }
@@ -173,32 +184,6 @@ impl Intake {
         rejected
     }
 
-    /// Gives every record its event time and says what the greatest is.
-    fn time(&self, batch: &mut Batch) -> Timestamp {
-        let mut times = Times {
-            at: vec![batch.arrival; batch.spans.len()],
-            before: vec![Timestamp::MIN; batch.spans.len()],
-            max: Timestamp::MIN,
-        };
-        let mut parser = self.options.timestamp.as_ref().map(|(options, path)| (options.parser(), path));
-        for row in batch.rows() {
-            let own = batch.own_time(row);
-            let at = match &mut parser {
-                Some((parser, path)) => {
-                    let field = batch.columns.field(&batch.block, row, path);
-                    parser.event_time(field, own).unwrap_or(own)
-                }
-                None => own,
-            };
-            times.at[row as usize] = at;
-            times.before[row as usize] = times.max;
-            times.max = times.max.max(at);
-        }
-        let max = times.max;
-        batch.times = Some(Arc::new(times));
-        max
-    }
-
     fn reject(&self, batch: &Batch, rejected: &[(u32, DecodeError)], taken: &mut Taken) {
         taken.own.drop(Reason::Undecodable, rejected.len());
         if self.rejected.is_empty() || self.options.on_decode_error == OnDecodeError::Drop {
@@ -218,6 +203,31 @@ impl Intake {
         taken.own.hand_on(REJECTED, letters.len());
         self.chain.run(&self.rejected, letters, &mut taken.passage);
     }
+}
+
+/// The event times of a block's records: where its source told what came before each, those it told, else those that stand in them.
+fn times(batch: &Batch, timestamp: Option<&(TimestampOptions, FieldPath)>) -> Times {
+    let mut times = Times {
+        at: vec![batch.arrival; batch.spans.len()],
+        before: vec![Timestamp::MIN; batch.spans.len()],
+        max: Timestamp::MIN,
+    };
+    let mut parser = timestamp.map(|(options, path)| (options.parser(), path));
+    for row in batch.rows() {
+        let own = batch.own_time(row);
+        let told = batch.told_before(row);
+        let at = match &mut parser {
+            Some((parser, path)) if told.is_none() => {
+                let field = batch.columns.field(&batch.block, row, path);
+                parser.event_time(field, own).unwrap_or(own)
+            }
+            _ => own,
+        };
+        times.at[row as usize] = at;
+        times.before[row as usize] = told.unwrap_or(times.max);
+        times.max = times.max.max(at);
+    }
+    times
 }
 
 /// The lines of a block, without their ends; empty ones are no records.
@@ -254,7 +264,40 @@ fn count_lines(block: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::event::{Notes, Origin};
+    use crate::testing::{text_batch, text_lane};
+
+    #[test]
+    fn a_record_comes_behind_what_its_writer_told_whatever_came_before_it_here() {
+        let lane = Lane { out_of_order: Duration::from_nanos(10), ..Lane::of_operator("relay".into(), Origin::Stream) };
+        let lane = Arc::new(lane);
+        let notes = |before: &[i64]| Notes {
+            starts: vec![0, 2, 4],
+            times: [100, 50, 70].map(Timestamp).into(),
+            before: before.iter().copied().map(Timestamp).collect(),
+            ..Notes::default()
+        };
+        let watermarks = |notes: Notes| {
+            let mut batch = Batch {
+                lane: Arc::clone(&lane),
+                notes: Some(Arc::new(notes)),
+                ..text_batch(&text_lane("relay"), "a\nb\nc\n")
+            };
+            let times = times(&batch, None);
+            assert_eq!(
+                (&times.at[..], times.max),
+                (&[Timestamp(100), Timestamp(50), Timestamp(70)][..], Timestamp(100))
+            );
+            batch.times = Some(Arc::new(times));
+            [0, 1, 2].map(|row| batch.watermark_before(row))
+        };
+        assert_eq!(watermarks(notes(&[])), [Timestamp::MIN, Timestamp(90), Timestamp(90)]);
+        // Another lane wrote between them; neither is later for that than it was.
+        assert_eq!(watermarks(notes(&[i64::MIN, 40, 60])), [Timestamp::MIN, Timestamp(30), Timestamp(50)]);
+    }
 
     #[test]
     fn lines_are_counted_as_they_are_split() {

@@ -18,7 +18,7 @@ use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
 use crate::operator::Reason;
 use crate::store::Storage;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
 /// What a sink is handed, in order.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum SinkInput {
         epoch: u64,
         prepared: Prepared,
     },
+    /// All that follows comes behind this watermark. Only for sinks that ask for it ([`Sink::wants_watermarks`]).
+    Watermark(Timestamp),
     /// The checkpoint of `epoch` is complete: what was prepared for it is now the truth.
     Committed {
         epoch: u64,
@@ -311,6 +313,12 @@ pub trait Sink: Send {
     /// How many bytes it may hold beside what is in its buffer: part of what the daemon may take.
     fn memory(&self) -> usize {
         0
+    }
+
+    /// Whether it is told watermarks. Behind a buffer that continues on disk it is told none: there, time does not stand in
+    /// order with the records.
+    fn wants_watermarks(&self) -> bool {
+        false
     }
 
     /// What decides which epoch is the truth, where what it writes becomes visible in a transaction. After it has answered

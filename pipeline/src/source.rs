@@ -76,6 +76,14 @@ pub enum SourceEvent {
         lane: Arc<Lane>,
         position: Json,
     },
+    /// Everything that follows in the lane comes behind this watermark, as whoever wrote it tells: one for each record is in
+    /// [`Notes::before`]. `Timestamp::MIN` tells nothing but how far the lane has been read.
+    Watermark {
+        lane: Arc<Lane>,
+        at: Timestamp,
+        /// Where reading goes on after it, as of a block.
+        position: Json,
+    },
     /// The lane has nothing to read just now: the engine may let its watermark follow the clock after `idle_timeout`.
     Idle(Arc<Lane>),
     /// The lane cannot be read although it should be (its disk, its broker is away): its watermark stands still.
@@ -208,6 +216,12 @@ pub trait Source: Send {
     /// How many bytes it may hold beside what it has handed over: part of what the daemon may take.
     fn memory(&self) -> usize {
         0
+    }
+
+    /// Whether it has lanes as soon as it can know of them: then event time stands still until it does. That of others follows the
+    /// clock while they have none.
+    fn awaits_lanes(&self) -> bool {
+        false
     }
 
     /// What it reads, for a sink that decides which epoch is the truth ([`Decider`](crate::decider::Decider)): where that may

@@ -29,6 +29,8 @@ pub struct SourceWatermark {
     lanes: BTreeMap<String, LaneState>,
     idle_timeout: Duration,
     out_of_order: Duration,
+    /// Having no lane says nothing: they are not known yet.
+    awaits_lanes: bool,
     /// Since when there has been no lane at all.
     empty_since: Option<Timestamp>,
     merged: Timestamp,
@@ -36,7 +38,19 @@ pub struct SourceWatermark {
 
 impl SourceWatermark {
     pub fn new(idle_timeout: Duration, out_of_order: Duration) -> Self {
-        Self { lanes: BTreeMap::new(), idle_timeout, out_of_order, empty_since: None, merged: Timestamp::MIN }
+        Self {
+            lanes: BTreeMap::new(),
+            idle_timeout,
+            out_of_order,
+            awaits_lanes: false,
+            empty_since: None,
+            merged: Timestamp::MIN,
+        }
+    }
+
+    /// It will have lanes: nobody takes it for absence that they are not known yet.
+    pub fn await_lanes(&mut self) {
+        self.awaits_lanes = true;
     }
 
     /// Takes the lane's past from a checkpoint.
@@ -66,6 +80,13 @@ impl SourceWatermark {
         before
     }
 
+    /// Whoever writes to the lane tells that all that follows in it comes behind `watermark`.
+    pub fn told(&mut self, partition: &str, watermark: Timestamp) {
+        let is_told = watermark > Timestamp::MIN;
+        let seen = if is_told { watermark.saturating_add(self.out_of_order) } else { watermark };
+        self.observe(partition, seen);
+    }
+
     pub fn seen(&self, partition: &str) -> Timestamp {
         self.lanes.get(partition).map_or(Timestamp::MIN, |lane| lane.seen)
     }
@@ -92,6 +113,7 @@ impl SourceWatermark {
                 self.empty_since = None;
                 merged
             }
+            None if self.awaits_lanes => Timestamp::MIN,
             None => {
                 let since = *self.empty_since.get_or_insert(now);
                 follow(Timestamp::MIN, since, now, self.idle_timeout, self.out_of_order)
@@ -186,6 +208,38 @@ mod tests {
         let mut watermark = SourceWatermark::new(Duration::from_secs(10), Duration::ZERO);
         assert_eq!(watermark.advance(at(1000)), None);
         assert_eq!(watermark.advance(at(1020)), Some(at(1010)));
+    }
+
+    #[test]
+    fn a_source_that_does_not_know_its_lanes_yet_does_not_follow_the_clock() {
+        let mut watermark = SourceWatermark::new(Duration::from_secs(10), Duration::ZERO);
+        watermark.await_lanes();
+        assert_eq!(watermark.advance(at(1000)), None);
+        assert_eq!(watermark.advance(at(1020)), None);
+        watermark.observe("a", at(5));
+        assert_eq!(watermark.advance(at(1020)), Some(at(5)));
+    }
+
+    #[test]
+    fn what_is_told_holds_for_a_lane_and_the_one_that_has_told_nothing_holds_it_back() {
+        let mut watermark = SourceWatermark::new(Duration::from_secs(10), Duration::from_secs(2));
+        for lane in ["relay/0<orders/0", "relay/0<orders/1", "relay/0<orders/2"] {
+            watermark.open(lane);
+        }
+        watermark.told("relay/0<orders/0", at(100));
+        watermark.told("relay/0<orders/1", at(70));
+        assert_eq!(
+            watermark.advance(at(9000)),
+            None,
+            "the third may still tell of earlier ones, however long it takes"
+        );
+        watermark.told("relay/0<orders/2", Timestamp::MIN);
+        assert_eq!(watermark.advance(at(9000)), None, "that says how far it was read, and no more");
+        watermark.told("relay/0<orders/2", at(80));
+        assert_eq!(watermark.advance(at(9000)), Some(at(70)), "it was told less what may be out of order");
+        watermark.told("relay/0<orders/1", at(60));
+        watermark.told("relay/0<orders/1", at(90));
+        assert_eq!(watermark.advance(at(9000)), Some(at(80)), "what is told again changes nothing");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Sink for Blackhole {
                         // Nobody waits for the answer of an epoch that was abandoned.
                         let _ = prepared.send(SinkState::Unchanged);
                     }
-                    SinkInput::Committed { .. } => {}
+                    SinkInput::Committed { .. } | SinkInput::Watermark(_) => {}
                     SinkInput::End => break,
                 }
             }

@@ -156,7 +156,7 @@ async fn write(
                 // Nobody waits for the answer of an epoch that was abandoned.
                 let _ = prepared.send(state);
             }
-            Some(SinkInput::Committed { .. }) => {}
+            Some(SinkInput::Committed { .. } | SinkInput::Watermark(_)) => {}
             Some(SinkInput::End) | None => {
                 let stop = context.stop.clone();
                 tokio::select! {

@@ -586,6 +586,7 @@ impl Sender {
                     self.committed_idle = self.answered.1;
                 }
             }
+            SinkInput::Watermark(_) => {}
             SinkInput::End => self.has_ended = true,
         }
     }

@@ -598,6 +598,7 @@ impl Sender {
                     self.is_committed_empty = self.answered.1;
                 }
             }
+            SinkInput::Watermark(_) => {}
             SinkInput::End => self.has_ended = true,
         }
     }

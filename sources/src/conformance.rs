@@ -164,6 +164,12 @@ impl Running {
                     reason.as_str()
                 ));
             }
+            SourceEvent::Opened { lane, position } => {
+                self.positions.entry(lane.partition.clone()).or_insert(position);
+            }
+            SourceEvent::Watermark { lane, position, .. } => {
+                self.positions.insert(lane.partition.clone(), position);
+            }
             SourceEvent::Idle(_) => self.notes.push("idle".into()),
             SourceEvent::Stalled(_) => self.notes.push("stalled".into()),
             SourceEvent::Closed { lane, keep } => {

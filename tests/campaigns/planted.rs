@@ -30,6 +30,9 @@ fn catcher(defect: Defect) -> Catcher {
         Defect::PositionsAhead => Catcher::Elsewhere("tests/audit.rs"),
         Defect::UnalignedBarrier => Catcher::Elsewhere("pipeline/src/runtime/edge.rs"),
         Defect::ForgottenSpill => Catcher::Elsewhere("pipeline/src/runtime/spill"),
+        Defect::NewestCheckpoint | Defect::OffsetsAhead | Defect::NoMarker => {
+            Catcher::Elsewhere("tests/kafka_campaigns")
+        }
     }
 }
 

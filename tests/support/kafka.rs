@@ -329,7 +329,12 @@ impl Cluster {
                 next = unsent;
             }
         }
-        producer.flush(PATIENCE).unwrap();
+        // Flushing looks ten times a second whether it is done.
+        let end = Instant::now() + PATIENCE;
+        while producer.in_flight_count() > 0 {
+            assert!(Instant::now() < end, "{topic} takes too long to be written");
+            producer.poll(Duration::from_millis(1));
+        }
         let failures = std::mem::take(&mut *producer.context().0.lock().unwrap_or_else(PoisonError::into_inner));
         assert!(failures.is_empty(), "{failures:?}");
     }
@@ -730,6 +735,8 @@ fn format(nodes: &[Node], is_secure: bool) {
 fn write_certificates(folder: &Path) {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    // Under one name with what it signs, that would be taken for signed by itself.
+    authority.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
     let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];

@@ -752,6 +752,24 @@ topic = "three"
 }
 
 #[test]
+fn what_waits_on_disk_is_part_of_no_transaction() {
+    check(
+        r#"
+[sources.orders]
+type = "topic"
+topic = "orders"
+
+[sinks.one]
+type = "produce"
+inputs = ["orders"]
+topic = "one"
+buffer = { when_full = "spill" }
+"#,
+        expect![[r#""#]],
+    );
+}
+
+#[test]
 fn several_daemons_have_a_transaction_for_each_section() {
     check(
         &several(

@@ -58,7 +58,15 @@ pub struct Envelope {
 pub enum Door {
     Inbox(mpsc::Sender<Envelope>),
     /// A sink that one task feeds: without an inbox between them.
-    Sink(mpsc::Sender<Queued>, usize),
+    Sink(mpsc::Sender<Queued>, SinkDoor),
+}
+
+/// What of the flow a sink is told.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkDoor {
+    /// The sink's number.
+    pub sink: usize,
+    pub wants_watermarks: bool,
 }
 
 /// One end of an edge: what a task writes to.
@@ -109,7 +117,7 @@ impl Edge {
                 let message = Message::Signal(signal);
                 sender.send(Envelope { from: self.from, message, permit: None }).await.map_err(|_| Gone)
             }
-            Door::Sink(sender, sink) => match sink_input(signal, *sink) {
+            Door::Sink(sender, door) => match door.input(signal) {
                 Some(input) => sender.send(Queued::free(input)).await.map_err(|_| Gone),
                 None => Ok(()),
             },
@@ -130,14 +138,16 @@ impl Level {
     }
 }
 
-/// What a sink is told of a signal.
-pub fn sink_input(signal: Signal, sink: usize) -> Option<SinkInput> {
-    match signal {
-        Signal::Watermark(_) => None,
-        Signal::End => Some(SinkInput::End),
-        Signal::Barrier(ticket) => {
-            let prepared = ticket.prepared.lock().expect("no holder of this lock panics")[sink].take();
-            prepared.map(|prepared| SinkInput::Barrier { epoch: ticket.epoch, prepared })
+impl SinkDoor {
+    /// What the sink is told of a signal.
+    pub fn input(self, signal: Signal) -> Option<SinkInput> {
+        match signal {
+            Signal::Watermark(watermark) => self.wants_watermarks.then_some(SinkInput::Watermark(watermark)),
+            Signal::End => Some(SinkInput::End),
+            Signal::Barrier(ticket) => {
+                let prepared = ticket.prepared.lock().expect("no holder of this lock panics")[self.sink].take();
+                prepared.map(|prepared| SinkInput::Barrier { epoch: ticket.epoch, prepared })
+            }
         }
     }
 }

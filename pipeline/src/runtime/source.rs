@@ -41,6 +41,11 @@ enum Item {
         lane: Arc<Lane>,
         position: serde_json::Value,
     },
+    Watermark {
+        lane: Arc<Lane>,
+        at: Timestamp,
+        position: serde_json::Value,
+    },
     Idle(Arc<Lane>),
     Stalled(Arc<Lane>),
     Closed {
@@ -151,6 +156,7 @@ impl SourceDriver {
                 }
             }
             SourceEvent::Opened { lane, position } => Item::Opened { lane, position },
+            SourceEvent::Watermark { lane, at, position } => Item::Watermark { lane, at, position },
             SourceEvent::Idle(lane) => Item::Idle(lane),
             SourceEvent::Stalled(lane) => Item::Stalled(lane),
             SourceEvent::Closed { lane, keep } => Item::Closed { lane, keep, journal },
@@ -178,9 +184,13 @@ impl SourceDriver {
             Item::Ready { taken, after } => {
                 self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 taken.settle(&mut self.book);
-                let Taken { lane, passage, seen_max, .. } = *taken;
+                let Taken { lane, passage, seen_max, is_told, .. } = *taken;
                 self.is_read(&lane.partition);
-                let seen_before = self.watermark.observe(&lane.partition, seen_max);
+                // Each record was told what it comes behind; what the lane was told is only what comes behind all of it.
+                let seen_before = match is_told {
+                    true => Timestamp::MIN,
+                    false => self.watermark.observe(&lane.partition, seen_max),
+                };
                 for mut sent in passage.sent {
                     sent.content.set_seen_before(seen_before);
                     self.outlets.send(sent).await?;
@@ -206,6 +216,14 @@ impl SourceDriver {
                 self.watermark.open(&lane.partition);
                 let seen = self.watermark.seen(&lane.partition).0;
                 self.positions.entry(lane.partition.clone()).or_insert(LanePosition { position, seen });
+            }
+            Item::Watermark { lane, at, position } => {
+                self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.is_read(&lane.partition);
+                self.watermark.told(&lane.partition, at);
+                let seen = self.watermark.seen(&lane.partition).0;
+                self.positions.insert(lane.partition.clone(), LanePosition { position, seen });
+                self.advance().await?;
             }
             Item::Idle(lane) => {
                 self.is_read(&lane.partition);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::edge::{Arrived, Inbox, Outlets, Signal, sink_input};
+use super::edge::{Arrived, Inbox, Outlets, Signal, SinkDoor};
 use super::{Accounts, Done, Failure, Report, StateReport};
 use crate::chain::{Content, Passage};
 use crate::event::Batch;
@@ -152,15 +152,18 @@ fn snapshot(stage: &mut StageTask, full: bool, metrics: &Metrics) -> Vec<StateRe
 }
 
 /// Brings together the edges of a sink that several tasks feed.
-pub(super) async fn run_gate(mut inbox: Inbox, queue: mpsc::Sender<Queued>, sink: usize) -> Result<Done, Failure> {
+pub(super) async fn run_gate(mut inbox: Inbox, queue: mpsc::Sender<Queued>, door: SinkDoor) -> Result<Done, Failure> {
     while let Some(arrived) = inbox.next().await {
         let queued = match arrived {
             Arrived::Data { content: Content::Batch(batch), permit, .. } => {
                 Queued { input: SinkInput::Batch(batch), _permit: permit, place: None }
             }
             Arrived::Data { .. } => unreachable!("sinks have no prepared input"),
-            Arrived::Watermark(_) => continue,
-            Arrived::Barrier(ticket) => match sink_input(Signal::Barrier(ticket), sink) {
+            Arrived::Watermark(watermark) => match door.input(Signal::Watermark(watermark)) {
+                Some(input) => Queued::free(input),
+                None => continue,
+            },
+            Arrived::Barrier(ticket) => match door.input(Signal::Barrier(ticket)) {
                 Some(input) => Queued::free(input),
                 None => continue,
             },

@@ -201,6 +201,9 @@ impl Runner<'_> {
             for (partition, lane) in &positions {
                 watermark.restore(partition, Timestamp(lane.seen));
             }
+            if source.awaits_lanes() {
+                watermark.await_lanes();
+            }
             let (events_sender, events) = mpsc::channel(SOURCE_EVENTS);
             let data_dir = self.folder("sources", &name)?;
             let mut lanes: BTreeMap<String, Json> =
@@ -415,7 +418,7 @@ impl Runner<'_> {
                 Some(buffer) => self.start_buffered(index, name, sink, context, buffer),
             }
             if let Some(inbox) = wiring.inbox(TaskId::Sink(index)) {
-                self.set.spawn(run_gate(inbox, wiring.queue(index), index));
+                self.set.spawn(run_gate(inbox, wiring.queue(index), wiring.door(index)));
             }
             if let Some(relay) = relay {
                 self.set.spawn(relay.run());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::Settings;
-use super::edge::{Door, EDGE_MESSAGES, Edge, Envelope, Inbox, Level, Outlets};
+use super::edge::{Door, EDGE_MESSAGES, Edge, Envelope, Inbox, Level, Outlets, SinkDoor};
 use super::spill::Shares;
 use crate::graph::{TaskId, Tasks, WhenFull};
 use crate::metrics::Metrics;
@@ -24,6 +24,7 @@ pub(super) struct Wiring {
     inboxes: BTreeMap<TaskId, Channel<Envelope>>,
     sink_queues: Vec<Channel<Queued>>,
     sink_budgets: Vec<(Arc<Semaphore>, usize, WhenFull)>,
+    sink_doors: Vec<SinkDoor>,
     names: BTreeMap<TaskId, String>,
     metrics: Metrics,
     levels: Mutex<Vec<Level>>,
@@ -78,11 +79,15 @@ impl Wiring {
                 (Arc::new(Semaphore::new(bytes)), bytes, sink.when_full)
             })
             .collect();
+        let sink_doors = (0..).zip(&tasks.sinks);
+        let sink_doors =
+            sink_doors.map(|(sink, task)| SinkDoor { sink, wants_watermarks: task.sink.wants_watermarks() }).collect();
         Self {
             writers,
             inboxes,
             sink_queues,
             sink_budgets,
+            sink_doors,
             names,
             metrics: settings.metrics.clone(),
             levels: Mutex::default(),
@@ -96,7 +101,7 @@ impl Wiring {
             let number = writers.iter().position(|writer| *writer == from)?;
             let door = match (self.inboxes.get(to), to) {
                 (Some(inbox), _) => Door::Inbox(inbox.sender.clone()),
-                (None, TaskId::Sink(sink)) => Door::Sink(self.sink_queues[*sink].sender.clone(), *sink),
+                (None, TaskId::Sink(sink)) => Door::Sink(self.sink_queues[*sink].sender.clone(), self.door(*sink)),
                 (None, _) => unreachable!("stages have inboxes"),
             };
             let (budget, capacity, when_full) = match to {
@@ -125,6 +130,11 @@ impl Wiring {
     pub fn inbox(&self, to: TaskId) -> Option<Inbox> {
         let receiver = self.inboxes.get(&to)?.take()?;
         Some(Inbox::new(receiver, self.writers[&to].len()))
+    }
+
+    /// What of the flow a sink is told.
+    pub fn door(&self, sink: usize) -> SinkDoor {
+        self.sink_doors[sink]
     }
 
     /// The queue of a sink: what writes to it.

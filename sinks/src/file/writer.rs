@@ -225,6 +225,7 @@ impl Writer {
                     }
                 }
                 SinkInput::Committed { epoch } => self.committed(epoch),
+                SinkInput::Watermark(_) => {}
                 SinkInput::End => {
                     self.flush()?;
                     // What is written now is after the last barrier and before every later one.

@@ -2,6 +2,7 @@
 
 use rdkafka::message::{Header, OwnedHeaders};
 use tocsin_config::component::Problem;
+use tocsin_kafka::stamp::{self, Stamp};
 use tocsin_kafka::topics::is_topic;
 use tocsin_pipeline::codec::{FieldPath, PathTable, Projection};
 use tocsin_pipeline::event::Batch;
@@ -38,12 +39,14 @@ pub(super) struct Messages {
     key: Vec<FieldPath>,
     /// It is the key of a `repartition`: every record has one, and values that operators take for the same are.
     is_relay: bool,
+    /// What a relay's messages say where they come from; `None`: they say nothing.
+    lane: Option<String>,
     headers: Vec<(String, Template)>,
     encoder: Encoder,
 }
 
 impl Messages {
-    pub fn new(config: &Config, paths: &mut PathTable) -> Self {
+    pub fn new(config: &Config, paths: &mut PathTable, lane: Option<String>) -> Self {
         let compile = |text: &str| Template::compile(text, Escape::None).expect("`problems` has compiled it before");
         let path =
             |text: &String| paths.intern(&tocsin_pipeline::path::parse(text).expect("`problems` has parsed it before"));
@@ -53,6 +56,7 @@ impl Messages {
             is_fixed: prefix(&config.topic) == config.topic,
             key: config.key.iter().map(path).collect(),
             is_relay: config.relay,
+            lane,
             headers: config.headers.iter().map(|(name, value)| (name.clone(), compile(value))).collect(),
             encoder: Encoder::new(config.encoding.as_ref()),
         }
@@ -85,6 +89,11 @@ impl Messages {
                 let value = Some(rendered.text.as_bytes());
                 headers = Some(headers.unwrap_or_else(OwnedHeaders::new).insert(Header { key: name, value }));
             }
+        }
+        if let Some(lane) = &self.lane {
+            let content = stamp::Content::Record(batch.time(row));
+            let stamp = Stamp { content, watermark: batch.watermark_before(row), lane: lane.clone() };
+            headers = Some(stamped(headers.unwrap_or_else(OwnedHeaders::new), &stamp));
         }
         let mut value = Vec::new();
         metrics.expression_errors(self.encoder.append(batch, row, &mut value));
@@ -130,6 +139,11 @@ impl Messages {
     }
 }
 
+/// Headers with a stamp.
+pub(super) fn stamped(headers: OwnedHeaders, stamp: &Stamp) -> OwnedHeaders {
+    headers.insert(Header { key: stamp::HEADER, value: Some(&stamp.write()) })
+}
+
 /// What stands before the first field of a template.
 fn prefix(template: &str) -> &str {
     let end = ["{{", "{%", "{#"].iter().filter_map(|mark| template.find(mark)).min();
@@ -161,14 +175,15 @@ pub(super) fn topic_problem(topic: &str) -> Option<Problem> {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use tocsin_pipeline::event::{Lane, Origin};
+    use tocsin_pipeline::event::{Lane, Origin, Times};
     use tocsin_pipeline::metrics::Metrics;
     use tocsin_pipeline::time::Timestamp;
 
     fn message(options: &str, record: &str) -> String {
         let config: Config = toml::from_str(&format!("brokers = [\"k:1\"]\n{options}")).unwrap();
         let mut paths = PathTable::default();
-        let messages = Messages::new(&config, &mut paths);
+        let lane = config.relay.then(|| "orders/7".to_owned());
+        let messages = Messages::new(&config, &mut paths, lane);
         let value: Value = serde_json::from_str::<serde_json::Value>(record).unwrap().into();
         let lane = Arc::new(Lane::of_operator("test".into(), Origin::Operator));
         let mut batch = Batch::of_values(lane, vec![(Timestamp::from_millis(7), value)], Timestamp(0));
@@ -197,11 +212,42 @@ mod tests {
     fn what_is_repartitioned_has_a_key_that_is_the_same_for_what_operators_take_for_the_same() {
         let key =
             |record: &str| message("topic = \"t\"\nkey = [\".a\"]\nrelay = true\ndelivery = \"exactly_once\"", record);
-        assert!(key(r#"{"a":1}"#).starts_with(r#"t Some("[\"1\"]")"#));
+        assert!(key(r#"{"a":1}"#).starts_with(r#"t Some("[\"1\"]") Some(1)"#));
         assert!(key(r#"{"a":"1"}"#).starts_with(r#"t Some("[\"1\"]")"#));
         for none in ["{}", r#"{"a":null}"#, r#"{"a":""}"#] {
             assert!(key(none).starts_with(r#"t Some("[\"\"]")"#), "{none}");
         }
+    }
+
+    #[test]
+    fn what_is_repartitioned_says_when_it_happened_and_what_it_came_behind() {
+        let config = "brokers = [\"k:1\"]\ntopic = \"t\"\nkey = [\".a\"]\nrelay = true";
+        let mut paths = PathTable::default();
+        let messages = Messages::new(&toml::from_str(config).unwrap(), &mut paths, Some("orders/7".to_owned()));
+        let lane = Lane {
+            out_of_order: std::time::Duration::from_nanos(10),
+            ..Lane::of_operator("test".into(), Origin::Stream)
+        };
+        let times = [Timestamp(100), Timestamp(70), Timestamp(130)];
+        let values = times.map(|time| (time, Value::Object([("a".into(), Value::Integer(time.0))].into())));
+        let mut batch = Batch::of_values(Arc::new(lane), values.into(), Timestamp(0));
+        let before = vec![Timestamp::MIN, Timestamp(100), Timestamp(100)];
+        batch.times = Some(Arc::new(Times { at: times.into(), before, max: Timestamp(130) }));
+        batch.seen_before = Timestamp(40);
+        messages.decode(&mut batch);
+        let stamp = |row| {
+            let message = messages.message(&batch, row, &Metrics::new().component("test", "sink")).unwrap();
+            let headers = message.headers.unwrap();
+            let header = rdkafka::message::Headers::get(&headers, 0);
+            assert_eq!(header.key, "tocsin");
+            Stamp::read(header.value.unwrap()).unwrap()
+        };
+        let expected = |at, watermark| Stamp {
+            content: stamp::Content::Record(Timestamp(at)),
+            watermark: Timestamp(watermark),
+            lane: "orders/7".to_owned(),
+        };
+        assert_eq!([stamp(0), stamp(1), stamp(2)], [expected(100, 30), expected(70, 90), expected(130, 90)]);
     }
 
     #[test]

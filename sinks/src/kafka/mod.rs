@@ -1,5 +1,6 @@
 //! The sink `kafka`.
 
+mod marks;
 mod message;
 mod producer;
 mod transaction;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
 use tocsin_config::types::{self, ByteSize};
 use tocsin_kafka::connection::{Connection, Sasl, Tls};
+use tocsin_kafka::place::Place;
 use tocsin_pipeline::decider::Decider;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::fault;
@@ -24,16 +26,18 @@ use tocsin_pipeline::sink::{Prepared, Sink, SinkContext, SinkError, SinkInput, S
 use tocsin_pipeline::template::{Escape, Template};
 use tokio::sync::OwnedSemaphorePermit;
 
+use self::marks::Marks;
 use self::message::{Messages, Refusal};
-use self::producer::{Failure, InFlight, Producer};
+use self::producer::{Failure, InFlight, Of, Producer};
 use self::transaction::Transaction;
 use crate::encoding;
 
-/// How long a transaction may stay open, in milliseconds: longer than checkpoints take where something is slow, shorter than
-/// what brokers allow unless they are told otherwise (15 minutes). One that is open for longer is undone and done again.
-const TRANSACTION_TIMEOUT: u32 = 10 * 60 * 1000;
+/// How long a transaction may stay open: what brokers allow unless they are told otherwise.
+const TRANSACTION_TIMEOUT_MAX: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked whether what was sent has arrived.
 const LOOK: Duration = Duration::from_millis(1);
+/// Between two attempts to find out what the brokers do not say.
+const AGAIN: Duration = Duration::from_millis(200);
 /// What has not arrived for so long is told about.
 const SLOW: Duration = Duration::from_secs(5);
 
@@ -89,6 +93,10 @@ pub(crate) struct Config {
     /// With `"exactly_once"`: what this writer is called, unique among all that write to these brokers. Default:
     /// `tocsin.GROUP.NAME` of the group that a `kafka` source reads from the same brokers.
     transactional_id: Option<String>,
+    /// With `"exactly_once"`: a transaction that is open for longer, since checkpoints take so long or the process stands still, is
+    /// undone by the brokers and done again. From `"1s"` to `"15m"`, the most that brokers allow unless told otherwise.
+    #[serde(default = "ten_minutes")]
+    transaction_timeout: types::Duration,
     /// How batches of messages are compressed.
     #[serde(default)]
     compression: Compression,
@@ -173,6 +181,10 @@ impl Partitioner {
     }
 }
 
+fn ten_minutes() -> types::Duration {
+    types::Duration(Duration::from_secs(10 * 60))
+}
+
 fn five_milliseconds() -> types::Duration {
     types::Duration(Duration::from_millis(5))
 }
@@ -242,6 +254,9 @@ impl SinkConfig for Config {
                     .help("remove it, or write `delivery = \"exactly_once\"`"),
             );
         }
+        if !(Duration::from_secs(1)..=TRANSACTION_TIMEOUT_MAX).contains(&self.transaction_timeout.0) {
+            problems.push(Problem::new("transaction_timeout", "not between \"1s\" and \"15m\""));
+        }
         if self.queue.0 < 1 << 20 {
             problems.push(Problem::new("queue", "too little for what is on its way").help("write at least \"1MiB\""));
         }
@@ -276,23 +291,29 @@ impl SinkConfig for Config {
             config.queue.0 = (config.queue.0 / assigned.of.max(1) as u64).max(1 << 20);
         }
         let settings = config.settings(&connection);
-        let messages = Messages::new(self, context.paths);
+        // A pipeline of a partition writes in the name of that.
+        let assigned = context.partition.as_ref().filter(|_| self.relay);
+        let lane = assigned.map(|assigned| Place::lane(&assigned.topic, assigned.partition));
+        let messages = Messages::new(self, context.paths, lane.clone());
+        let marks = lane.map(|lane| Marks::new(self.topic.clone(), lane));
         let transaction = (self.delivery == Delivery::ExactlyOnce).then(|| {
             Arc::new(Transaction::new(transaction::Setup {
                 settings: settings.clone(),
                 connection,
                 id: self.transactional_id.clone(),
                 topic: messages.fixed_topic(),
-                timeout: TRANSACTION_TIMEOUT,
+                timeout: u32::try_from(self.transaction_timeout.0.as_millis()).unwrap_or(u32::MAX),
             }))
         });
-        Box::new(Kafka { settings, messages, memory: config.queue.0, transaction, producer: None })
+        Box::new(Kafka { settings, messages, marks, memory: config.queue.0, transaction, producer: None })
     }
 }
 
 struct Kafka {
     settings: ClientConfig,
     messages: Messages,
+    /// Of a relay.
+    marks: Option<Marks>,
     memory: u64,
     /// With exactly once.
     transaction: Option<Arc<Transaction>>,
@@ -302,6 +323,10 @@ struct Kafka {
 impl Sink for Kafka {
     fn memory(&self) -> usize {
         usize::try_from(self.memory).unwrap_or(usize::MAX)
+    }
+
+    fn wants_watermarks(&self) -> bool {
+        self.marks.is_some()
     }
 
     fn decider(&self) -> Option<Arc<dyn Decider>> {
@@ -330,8 +355,8 @@ impl Sink for Kafka {
     fn run(self: Box<Self>, context: SinkContext) -> BoxFuture<'static, Result<SinkState, SinkError>> {
         Box::pin(async move {
             let producer = self.producer.clone().ok_or_else(|| SinkError("the sink was not opened".to_owned()))?;
-            let Self { messages, transaction, .. } = *self;
-            Writer { messages, transaction, producer, context, taken: 0, refused: 0 }.run().await
+            let Self { messages, marks, transaction, .. } = *self;
+            Writer { messages, marks, transaction, producer, context, taken: 0, refused: 0 }.run().await
         })
     }
 }
@@ -339,6 +364,7 @@ impl Sink for Kafka {
 /// A running sink.
 struct Writer {
     messages: Messages,
+    marks: Option<Marks>,
     transaction: Option<Arc<Transaction>>,
     producer: Producer,
     context: SinkContext,
@@ -365,6 +391,11 @@ impl Writer {
             match input {
                 SinkInput::Batch(batch) => self.write(batch, permit).await?,
                 SinkInput::Barrier { epoch, prepared } => self.barrier(epoch, prepared).await?,
+                SinkInput::Watermark(watermark) => {
+                    if let Some(marks) = &mut self.marks {
+                        marks.see(watermark);
+                    }
+                }
                 SinkInput::Committed { .. } => {}
                 SinkInput::End => {
                     return Ok(if self.arrive().await? { SinkState::Unchanged } else { undelivered() });
@@ -398,23 +429,32 @@ impl Writer {
                 return Ok(true);
             }
         };
+        match self.insist(|producer| producer.send(&message, delivery, row)).await? {
+            Sent::Sent => Ok(true),
+            Sent::Refused(why) => {
+                self.refuse(delivery, row, &why).await;
+                Ok(true)
+            }
+            Sent::Stopped => Ok(false),
+        }
+    }
+
+    /// Sends something as soon as there is room.
+    async fn insist(&self, send: impl Fn(&Producer) -> Result<(), Failure>) -> Result<Sent, SinkError> {
         let mut is_told = false;
         loop {
-            match self.producer.send(&message, delivery, row) {
+            match send(&self.producer) {
                 Ok(()) => {
                     if is_told {
                         self.context.health.clear(Trouble::SinkStalled, &self.context.name);
                     }
-                    return Ok(true);
+                    return Ok(Sent::Sent);
                 }
-                Err(Failure::Refused(why)) => {
-                    self.refuse(delivery, row, &why).await;
-                    return Ok(true);
-                }
+                Err(Failure::Refused(why)) => return Ok(Sent::Refused(why)),
                 Err(Failure::Broken(why)) => match &self.transaction {
                     Some(transaction) => {
                         transaction.spoil(&why);
-                        return Ok(false);
+                        return Ok(Sent::Stopped);
                     }
                     None => return Err(SinkError(format!("the client cannot go on: {why}"))),
                 },
@@ -428,7 +468,69 @@ impl Writer {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                () = self.context.stop.cancelled() => return Ok(false),
+                () = self.context.stop.cancelled() => return Ok(Sent::Stopped),
+            }
+        }
+    }
+
+    /// Tells each partition of a relay how far event time has come, behind all records that came before; `false`: the time is over.
+    async fn mark(&mut self) -> Result<bool, SinkError> {
+        let Some((topic, stamp)) = self.marks.as_ref().and_then(Marks::due) else { return Ok(true) };
+        if self.transaction.as_ref().is_some_and(|transaction| !transaction.begin()) {
+            return Ok(true);
+        }
+        let Some(partitions) = self.partitions(&topic).await else { return Ok(false) };
+        for partition in 0..partitions {
+            match self.insist(|producer| producer.mark(&topic, partition, &stamp)).await? {
+                Sent::Sent => {}
+                Sent::Refused(why) => {
+                    return Err(SinkError(format!("a watermark cannot be written to {topic}: {why}")));
+                }
+                // Where the transaction is spoilt, that is told when it is to be committed.
+                Sent::Stopped => {
+                    return Ok(self.transaction.as_ref().is_some_and(|transaction| transaction.is_spoilt()));
+                }
+            }
+        }
+        if let Some(marks) = &mut self.marks {
+            marks.is_marked(stamp.watermark);
+        }
+        Ok(true)
+    }
+
+    /// How many partitions a topic has, as soon as the brokers say so; `None`: the time is over.
+    async fn partitions(&mut self, topic: &str) -> Option<i32> {
+        let mut is_told = false;
+        loop {
+            let now = self.context.clock.monotonic();
+            if let Some(partitions) = self.marks.as_ref().and_then(|marks| marks.partitions(now)) {
+                return Some(partitions);
+            }
+            let (producer, asked) = (self.producer.clone(), topic.to_owned());
+            let asking = tokio::task::spawn_blocking(move || producer.partitions(&asked, SLOW));
+            let answer = tokio::select! {
+                answer = asking => answer.expect("asking brokers does not panic"),
+                () = self.context.stop.cancelled() => return None,
+            };
+            match answer {
+                Ok(partitions) => {
+                    if let Some(marks) = &mut self.marks {
+                        marks.found(partitions, now);
+                    }
+                    if is_told {
+                        self.context.health.clear(Trouble::SinkStalled, &self.context.name);
+                    }
+                }
+                Err(why) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(sink = &*self.context.name, "{why}; it is waited for");
+                        self.context.health.raise(Trouble::SinkStalled, &self.context.name, why);
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(AGAIN) => {}
+                        () = self.context.stop.cancelled() => return None,
+                    }
+                }
             }
         }
     }
@@ -444,11 +546,15 @@ impl Writer {
         for failed in self.producer.take_failures() {
             if let Some(transaction) = &self.transaction {
                 transaction.spoil(&failed.why);
-            } else if failed.is_final {
-                self.refuse(&failed.delivery, failed.row, &failed.why).await;
+                continue;
+            }
+            // Marks are in transactions only.
+            let Of::Record(delivery, row) = failed.of else { continue };
+            if failed.is_final {
+                self.refuse(&delivery, row, &failed.why).await;
             } else {
                 self.context.metrics.error("delivery");
-                self.send(&failed.delivery, failed.row).await?;
+                self.send(&delivery, row).await?;
             }
         }
         Ok(())
@@ -484,7 +590,8 @@ impl Writer {
 
     async fn barrier(&mut self, epoch: u64, prepared: Prepared) -> Result<(), SinkError> {
         fault::point("kafka.prepare");
-        let has_arrived = self.arrive().await?;
+        // A mark is behind all that came before it, in each partition.
+        let has_arrived = self.arrive().await? && self.mark().await? && self.arrive().await?;
         fault::point("kafka.prepared");
         // What is undone with a transaction is not delivered.
         let held = self.taken - self.producer.arrived() - self.refused;
@@ -499,6 +606,15 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// What became of something that was to be sent.
+enum Sent {
+    Sent,
+    /// It never can be.
+    Refused(String),
+    /// The time is over, or the transaction cannot be committed any more.
+    Stopped,
 }
 
 /// Not everything has arrived: what was read since the last checkpoint is read again.
@@ -530,6 +646,11 @@ mod tests {
         );
         assert_eq!(told("topic = \"errors\"\nkey = [\"host]\"]"), "key.0: \"host]\" is not a path to a field\n");
         assert!(told("topic = \"errors\"\nheaders = { a = \"{{ b\" }").starts_with("headers.a: "));
+        for timeout in ["500ms", "16m"] {
+            let told =
+                told(&format!("topic = \"errors\"\ndelivery = \"exactly_once\"\ntransaction_timeout = \"{timeout}\""));
+            assert!(told.starts_with("transaction_timeout: not between"), "{told}");
+        }
         assert_eq!(told("topic = \"errors\"\nqueue = \"1KiB\""), "queue: too little for what is on its way\n");
         assert!(told("topic = \"errors\"\nmax_message_bytes = \"1\"").starts_with("max_message_bytes: "));
     }

@@ -2,22 +2,24 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::Message as _;
+use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::producer::{
     BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer,
 };
 use tocsin_kafka::client::Listener;
+use tocsin_kafka::stamp::Stamp;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::metrics::ComponentMetrics;
 use tocsin_pipeline::time::Clock;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::message::Message;
+use super::message::{Message, stamped};
 
 /// The records of a batch on their way: kept until all have arrived, so that those that cannot be written are dead letters
 /// and those that were not are sent again.
@@ -45,10 +47,16 @@ impl InFlight {
     }
 }
 
+/// What a message is of.
+pub(super) enum Of {
+    Record(Arc<InFlight>, u32),
+    /// No record: it counts for nothing, but has to arrive.
+    Mark,
+}
+
 /// A message that did not arrive.
 pub(super) struct Failed {
-    pub delivery: Arc<InFlight>,
-    pub row: u32,
+    pub of: Of,
     pub why: String,
     /// Another attempt would end the same way.
     pub is_final: bool,
@@ -72,7 +80,7 @@ pub(super) struct Ear {
     clock: Arc<dyn Clock>,
     failed: Mutex<Vec<Failed>>,
     has_failed: AtomicBool,
-    /// How many messages have arrived.
+    /// How many messages of records have arrived.
     arrived: AtomicU64,
 }
 
@@ -87,12 +95,11 @@ impl ClientContext for Ear {
 }
 
 impl ProducerContext<NoCustomPartitioner> for Ear {
-    type DeliveryOpaque = Box<(Arc<InFlight>, u32)>;
+    type DeliveryOpaque = Box<Of>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, of: Self::DeliveryOpaque) {
-        let (delivery, row) = *of;
-        match result {
-            Ok(_) => {
+        match (result, *of) {
+            (Ok(_), Of::Record(delivery, _)) => {
                 self.arrived.fetch_add(1, Ordering::Relaxed);
                 delivery.metrics.sent(1);
                 if delivery.forget_one() {
@@ -100,12 +107,12 @@ impl ProducerContext<NoCustomPartitioner> for Ear {
                     delivery.metrics.latency(took.as_secs_f64());
                 }
             }
-            Err((error, message)) => {
+            (Ok(_), Of::Mark) => {}
+            (Err((error, message)), of) => {
                 let code = error.rdkafka_error_code();
                 let why = format!("topic {}: {error}", message.topic());
                 self.failed.lock().expect("no holder of this lock panics").push(Failed {
-                    delivery,
-                    row,
+                    of,
                     why,
                     is_final: code.is_some_and(is_final),
                 });
@@ -169,7 +176,7 @@ impl Producer {
     }
 
     pub fn send(&self, message: &Message, delivery: &Arc<InFlight>, row: u32) -> Result<(), Failure> {
-        let of = Box::new((Arc::clone(delivery), row));
+        let of = Box::new(Of::Record(Arc::clone(delivery), row));
         let mut record =
             BaseRecord::with_opaque_to(&message.topic, of).payload(&message.value[..]).timestamp(message.time);
         if let Some(key) = &message.key {
@@ -178,6 +185,26 @@ impl Producer {
         if let Some(headers) = &message.headers {
             record = record.headers(headers.clone());
         }
+        self.dispatch(record)
+    }
+
+    /// Sends a message without a record to a partition.
+    pub fn mark(&self, topic: &str, partition: i32, stamp: &Stamp) -> Result<(), Failure> {
+        let record: BaseRecord<'_, [u8], [u8], _> = BaseRecord::with_opaque_to(topic, Box::new(Of::Mark));
+        self.dispatch(record.partition(partition).headers(stamped(OwnedHeaders::new(), stamp)))
+    }
+
+    /// How many partitions a topic has; blocks for `patience` at most.
+    pub fn partitions(&self, topic: &str, patience: Duration) -> Result<usize, String> {
+        let metadata = self.client.client().fetch_metadata(Some(topic), patience).map_err(|error| error.to_string())?;
+        match metadata.topics().first().map_or(0, |topic| topic.partitions().len()) {
+            0 => Err(format!("there is no topic {topic}")),
+            partitions => Ok(partitions),
+        }
+    }
+
+    fn dispatch(&self, record: BaseRecord<'_, [u8], [u8], Box<Of>>) -> Result<(), Failure> {
+        let topic = record.topic;
         let Err((error, _)) = self.client.send(record) else { return Ok(()) };
         let code = error.rdkafka_error_code();
         Err(match code {
@@ -187,7 +214,7 @@ impl Producer {
                 RDKafkaErrorCode::UnknownTopic
                 | RDKafkaErrorCode::UnknownPartition
                 | RDKafkaErrorCode::UnknownTopicOrPartition,
-            ) => Failure::Away(format!("there is no topic {}", message.topic)),
+            ) => Failure::Away(format!("there is no topic {topic}")),
             _ => Failure::Broken(error.to_string()),
         })
     }
@@ -196,7 +223,7 @@ impl Producer {
         self.client.in_flight_count()
     }
 
-    /// How many messages have arrived.
+    /// How many messages of records have arrived.
     pub fn arrived(&self) -> u64 {
         self.ear().arrived.load(Ordering::Relaxed)
     }

@@ -6,7 +6,8 @@
 //! number is the metadata of the offsets, so that it is committed or not together with them (KIP-98, KIP-447).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use futures_util::future::BoxFuture;
 use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use rdkafka::util::Timeout;
 use rdkafka::{Offset, TopicPartitionList};
@@ -25,8 +26,9 @@ use tocsin_kafka::marker::Marker;
 use tocsin_kafka::place::{Inputs, Place};
 use tocsin_kafka::topics::discover;
 use tocsin_pipeline::decider::{Decider, DeciderContext, DeciderError};
-use tocsin_pipeline::fault;
+use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::health::Trouble;
+use tocsin_pipeline::time::Clock;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +38,11 @@ use super::producer::Producer;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Connections that nothing has come through for so long are closed. librdkafka waits for a group coordinator that is gone until
+/// some connection changes, whatever time it was given (librdkafka#5456, #5511): one that is closed, and opened when it is
+/// needed, is a change.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// So many attempts are nobody's concern.
 const TELL_AFTER: u32 = 5;
@@ -60,8 +67,10 @@ struct Shared {
     setup: Setup,
     /// What was begun with.
     open: Mutex<Option<Open>>,
-    /// Something of the next epoch is in the transaction.
-    has_begun: AtomicBool,
+    /// Since when something of the next epoch is in the transaction.
+    begun: Mutex<Option<Duration>>,
+    /// The last epoch that was committed.
+    committed: AtomicU64,
     /// Why the transaction cannot be committed any more.
     spoilt: Mutex<Option<String>>,
     /// The last epoch that was decided or abandoned.
@@ -75,8 +84,21 @@ struct Open {
     producer: Producer,
     /// By group. They are no members: what a transaction commits needs none.
     groups: Arc<BTreeMap<String, BaseConsumer<Listener>>>,
-    /// Where the number of the epoch is noted where nothing is read from these brokers: a group of its own.
-    own: Option<(String, String)>,
+    /// Where the number of an epoch is noted that holds no offset of what is read from these brokers: with a partition that the
+    /// source has not opened yet, or, where nothing is read from them, in a group of its own.
+    note: Note,
+    /// The partitions whose offsets may say what was decided.
+    asked: Arc<Vec<(String, TopicPartitionList)>>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Clone)]
+struct Note {
+    group: String,
+    topic: String,
+    partition: i32,
+    /// Nothing is read there, so what stands as the offset is the number once more.
+    is_own: bool,
 }
 
 impl Transaction {
@@ -84,7 +106,8 @@ impl Transaction {
         let shared = Shared {
             setup,
             open: Mutex::default(),
-            has_begun: AtomicBool::new(false),
+            begun: Mutex::default(),
+            committed: AtomicU64::new(0),
             spoilt: Mutex::default(),
             decided: watch::Sender::new(0),
         };
@@ -182,9 +205,10 @@ impl Shared {
     }
 
     fn begin(&self, open: &Open) -> Result<(), KafkaError> {
-        if !self.has_begun.load(Ordering::Acquire) {
+        let mut begun = self.begun.lock().expect("no holder of this lock panics");
+        if begun.is_none() {
             open.producer.client().begin_transaction()?;
-            self.has_begun.store(true, Ordering::Release);
+            *begun = Some(open.clock.monotonic());
         }
         Ok(())
     }
@@ -215,77 +239,101 @@ impl Shared {
         };
         let mut settings = self.setup.settings.clone();
         settings.set("transactional.id", &*id).set("transaction.timeout.ms", self.setup.timeout.to_string());
+        if settings.get("connections.max.idle.ms").is_none() {
+            settings.set("connections.max.idle.ms", IDLE.as_millis().to_string());
+        }
         let failed = |error: KafkaError| DeciderError::Failed(format!("cannot set up the client: {error}"));
         let producer =
             Producer::new(&settings, Arc::clone(&context.name), context.metrics.clone(), Arc::clone(&context.clock))
                 .map_err(failed)?;
-        let groups = inputs.iter().map(|input| input.group.clone()).chain(own.iter().map(|(group, _)| group.clone()));
         let listener = Listener::new(Arc::clone(&context.name), context.metrics.clone());
-        let mut consumers = BTreeMap::new();
-        for group in groups {
-            let mut settings = self.setup.connection.settings();
-            // An offset that a transaction is about to commit is waited for.
-            settings
-                .set("group.id", &group)
-                .set("enable.auto.commit", "false")
-                .set("isolation.level", "read_committed");
-            let consumer = BaseConsumer::from_config_and_context(&settings, listener.clone()).map_err(failed)?;
-            consumers.insert(group, consumer);
-        }
-        fault::point("kafka.init");
+        let groups = inputs.iter().map(|input| &input.group).chain(own.iter().map(|(group, _)| group));
+        let clients = |isolation| -> KafkaResult<BTreeMap<String, BaseConsumer<Listener>>> {
+            let client = |group: &String| {
+                let mut settings = self.setup.connection.settings();
+                settings.set("group.id", group).set("enable.auto.commit", "false").set("isolation.level", isolation);
+                Ok((group.clone(), BaseConsumer::from_config_and_context(&settings, listener.clone())?))
+            };
+            groups.clone().map(client).collect()
+        };
+        // An offset that a transaction is about to commit is waited for.
+        let consumers = clients("read_committed").map_err(failed)?;
         let attempts = std::cell::Cell::new(0);
-        let away = |why: &str| {
+        let wait = |why: String| {
             std::thread::sleep(AGAIN);
             // Coordinators are found, and found to be elsewhere, in the first moments.
             attempts.set(attempts.get() + 1);
             if attempts.get() < TELL_AFTER {
                 return;
             }
-            let why = producer.fault().unwrap_or_else(|| why.to_owned());
-            let why = format!("cannot reach the brokers {}: {why}", self.setup.connection.brokers.join(", "));
             if context.health.standing().iter().all(|it| it.component != context.name) {
                 tracing::warn!(sink = &*context.name, "{why}; nothing can start before they say what was committed");
             }
             context.health.raise(Trouble::SinkStalled, &context.name, why);
         };
-        self.insist(&id, is_wanted, away, || producer.client().init_transactions(PATIENCE))?;
-        let mut decided: Option<u64> = None;
+        let away = |why: &str| {
+            let why = producer.fault().unwrap_or_else(|| why.to_owned());
+            wait(format!("cannot reach the brokers {}: {why}", self.setup.connection.brokers.join(", ")));
+        };
+        let (mut note, mut asked) = (None, Vec::new());
         let topics = inputs.iter().map(|input| (&input.group, input.topics.clone(), input.partition));
         let topics = topics.chain(own.iter().map(|(group, topic)| (group, vec![topic.clone()], Some(0))));
         for (group, topics, partition) in topics {
-            let consumer = &consumers[group];
-            let (found, _) = loop {
-                match discover(consumer, &topics, PATIENCE) {
-                    Ok(found) => break found,
-                    Err(why) if is_wanted() => away(&why),
-                    Err(why) => return Err(DeciderError::Failed(why)),
+            let found = loop {
+                let found = discover(&consumers[group], &topics, PATIENCE).map(|(found, _)| {
+                    let is_ours = |(_, it): &(String, i32)| partition.is_none_or(|ours| ours == *it);
+                    found.into_iter().filter(is_ours).collect::<Vec<_>>()
+                });
+                match found {
+                    Ok(found) if !found.is_empty() => break found,
+                    _ if !is_wanted() => return Err(DeciderError::Failed("it was told to stop".to_owned())),
+                    // There would be nowhere to note what is decided.
+                    Ok(_) => wait(format!("there is no topic {}", topics.join(", "))),
+                    Err(why) => away(&why),
                 }
             };
             let mut list = TopicPartitionList::new();
-            for (topic, found) in &found {
-                if partition.is_none_or(|ours| ours == *found) {
-                    list.add_partition(topic, *found);
-                }
+            for (topic, partition) in &found {
+                list.add_partition(topic, *partition);
             }
-            if list.count() == 0 {
-                continue;
-            }
-            let committed = self.insist(&id, is_wanted, away, || consumer.committed_offsets(list.clone(), PATIENCE))?;
-            for marker in committed.elements().iter().filter_map(|it| Marker::read(it.metadata())) {
-                if marker.by != *id {
-                    return Err(DeciderError::Failed(format!(
-                        "the offsets of the group {group} were committed by {}, and this is {id}; give this pipeline a group of its \
-                         own, or the transactional id it had",
-                        marker.by
-                    )));
-                }
-                decided = decided.max(Some(marker.epoch));
-            }
+            let (topic, partition) = found.into_iter().next().expect("one was found");
+            note.get_or_insert(Note { group: group.clone(), topic, partition, is_own: own.is_some() });
+            asked.push((group.clone(), list));
         }
+        let decided_last = |consumers: &BTreeMap<String, BaseConsumer<Listener>>| {
+            let mut decided: Option<u64> = None;
+            for (group, list) in &asked {
+                let ask = || consumers[group].committed_offsets(list.clone(), PATIENCE);
+                for marker in markers(&self.insist(&id, is_wanted, away, ask)?) {
+                    if marker.by != *id {
+                        return Err(DeciderError::Failed(format!(
+                            "the offsets of the group {group} were committed by {}, and this is {id}; give this pipeline a group of \
+                             its own, or the transactional id it had",
+                            marker.by
+                        )));
+                    }
+                    decided = decided.max(Some(marker.epoch));
+                }
+            }
+            Ok(decided)
+        };
+        // A first look that waits for nothing, and keeps nobody out where we could not go on ourselves.
+        let decided = decided_last(&clients("read_uncommitted").map_err(failed)?)?;
+        if let (Some(decided), Some(epochs)) = (decided, &context.epochs)
+            && !epochs.contains(&decided)
+        {
+            return Ok(Some(decided));
+        }
+        fault::point("kafka.init");
+        self.insist(&id, is_wanted, away, || producer.client().init_transactions(PATIENCE))?;
+        let decided = decided_last(&consumers)?;
+        self.committed.store(decided.unwrap_or(0), Ordering::Release);
+        let clock = Arc::clone(&context.clock);
+        let note = note.expect("something is read from these brokers, or there is a group of its own");
         context.health.clear(Trouble::SinkStalled, &context.name);
         tracing::debug!(sink = &*context.name, id = &*id, ?decided, "transactions can begin");
         *self.open.lock().expect("no holder of this lock panics") =
-            Some(Open { id, producer, groups: Arc::new(consumers), own });
+            Some(Open { id, producer, groups: Arc::new(consumers), note, asked: Arc::new(asked), clock });
         fault::point("kafka.recovered");
         Ok(decided)
     }
@@ -317,6 +365,7 @@ impl Shared {
             Some(why) => Err(DeciderError::Undone(why)),
             None => self.committed(&open, epoch, positions, is_wanted),
         };
+        let outcome = outcome.map_err(|error| self.judge_fence(&open, error));
         if let Err(DeciderError::Undone(_)) = &outcome {
             // Whoever starts next would undo it as well; readers that wait for it need not wait so long.
             if let Err(error) = open.producer.client().abort_transaction(PATIENCE) {
@@ -324,10 +373,37 @@ impl Shared {
             }
         }
         if outcome.is_ok() {
-            self.has_begun.store(false, Ordering::Release);
+            *self.begun.lock().expect("no holder of this lock panics") = None;
+            self.committed.store(epoch, Ordering::Release);
             self.decided.send_replace(epoch);
         }
         outcome
+    }
+
+    /// A writer is kept out by another one that has taken its place, and by the brokers where its transaction was open for too
+    /// long: the protocol says the same of both. Who mistook the first for the second would keep the other one out in turn.
+    fn judge_fence(&self, open: &Open, error: DeciderError) -> DeciderError {
+        let fatal = open.producer.client().client().fatal_error();
+        let error = match (error, fatal) {
+            (DeciderError::Undone(_), Some((code, why))) if is_fenced(Some(code)) => superseded(&open.id, &why),
+            (error, _) => error,
+        };
+        let begun = *self.begun.lock().expect("no holder of this lock panics");
+        let open_for = begun.map_or(Duration::ZERO, |begun| open.clock.monotonic().saturating_sub(begun));
+        let timeout = Duration::from_millis(self.setup.timeout.into());
+        // It is shorter for the brokers, for whom it begins when they hear of it.
+        if !matches!(error, DeciderError::Superseded(_)) || open_for < timeout {
+            return error;
+        }
+        let known = self.committed.load(Ordering::Acquire);
+        for (group, list) in &*open.asked {
+            match open.groups[group].committed_offsets(list.clone(), PATIENCE) {
+                Ok(committed) if markers(&committed).all(|marker| marker.epoch <= known) => {}
+                // Somebody has gone on, or may have.
+                Ok(_) | Err(_) => return error,
+            }
+        }
+        DeciderError::Undone(format!("it was open for {} s, longer than `transaction_timeout`", open_for.as_secs()))
     }
 
     fn committed(
@@ -383,29 +459,41 @@ fn offsets(
     metadata: &str,
 ) -> Result<BTreeMap<String, TopicPartitionList>, DeciderError> {
     let mut lists: BTreeMap<String, TopicPartitionList> = BTreeMap::new();
-    let mut add = |group: &str, topic: &str, partition, offset| -> Result<(), KafkaError> {
+    let add = |lists: &mut BTreeMap<String, TopicPartitionList>, group: &str, topic: &str, partition, offset| {
         let list = lists.entry(group.to_owned()).or_default();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
         let mut added = list.find_partition(topic, partition).expect("just added");
-        added.set_metadata(metadata);
-        Ok(())
+        if !fault::is_planted(Defect::NoMarker) {
+            added.set_metadata(metadata);
+        }
+        Ok::<(), KafkaError>(())
     };
     let failed = |error: KafkaError| DeciderError::Failed(error.to_string());
-    for place in positions.iter().filter_map(Place::read) {
-        if shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group) {
-            add(&place.group, &place.topic, place.partition, place.next).map_err(failed)?;
-        }
+    let is_ours = |place: &Place| {
+        shared.setup.connection.is_same_cluster(&place.brokers) && open.groups.contains_key(&place.group)
+    };
+    for ((group, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read).filter(is_ours)) {
+        let next = next + i64::from(fault::is_planted(Defect::OffsetsAhead));
+        add(&mut lists, &group, &topic, partition, next).map_err(failed)?;
     }
-    if let Some((group, topic)) = &open.own {
-        add(group, topic, 0, i64::try_from(epoch).unwrap_or(i64::MAX)).map_err(failed)?;
+    let Note { group, topic, partition, is_own } = &open.note;
+    if lists.is_empty() {
+        // A checkpoint may be taken before the source knows its partitions. Were its number noted nowhere, the next start would
+        // take it for one that was never committed.
+        let offset = if *is_own { i64::try_from(epoch).unwrap_or(i64::MAX) } else { 0 };
+        add(&mut lists, group, topic, *partition, offset).map_err(failed)?;
     }
     Ok(lists)
 }
 
-/// What an error means for the transaction with this id.
-fn judge(error: &KafkaError, id: &str) -> Next {
-    let code = error.rdkafka_error_code();
-    let is_fenced = matches!(
+/// What stands with offsets that were committed.
+fn markers(committed: &TopicPartitionList) -> impl Iterator<Item = Marker> {
+    let elements = committed.elements();
+    elements.into_iter().filter_map(|it| Marker::read(it.metadata())).collect::<Vec<_>>().into_iter()
+}
+
+fn is_fenced(code: Option<RDKafkaErrorCode>) -> bool {
+    matches!(
         code,
         Some(
             RDKafkaErrorCode::Fenced
@@ -413,11 +501,20 @@ fn judge(error: &KafkaError, id: &str) -> Next {
                 | RDKafkaErrorCode::InvalidProducerEpoch
                 | RDKafkaErrorCode::FencedInstanceId
         )
-    );
-    if is_fenced {
-        return Next::End(DeciderError::Superseded(format!(
-            "another daemon has taken over the transactional id {id}, so this one has stopped writing: {error}"
-        )));
+    )
+}
+
+fn superseded(id: &str, why: &dyn Display) -> DeciderError {
+    DeciderError::Superseded(format!(
+        "another daemon has taken over the transactional id {id}, so this one has stopped writing: {why}"
+    ))
+}
+
+/// What an error means for the transaction with this id.
+fn judge(error: &KafkaError, id: &str) -> Next {
+    let code = error.rdkafka_error_code();
+    if is_fenced(code) {
+        return Next::End(superseded(id, error));
     }
     if let KafkaError::Transaction(error) = error {
         if error.is_fatal() {

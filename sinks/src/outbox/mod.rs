@@ -219,6 +219,7 @@ impl Outbox {
                         let _ = prepared.send(self.state());
                     }
                     Some(SinkInput::Committed { .. }) => self.tidy(&context).await,
+                    Some(SinkInput::Watermark(_)) => {}
                 },
             }
         }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use serde_json::Value as Json;
+use tocsin_kafka::stamp::{self, Stamp};
 use tocsin_pipeline::event::{Headers, Notes, Span};
 use tocsin_pipeline::source::{Block, Framing};
 use tocsin_pipeline::time::Timestamp;
@@ -29,6 +30,8 @@ pub(super) struct Piece<'a> {
     pub value: &'a [u8],
     pub key: Option<&'a [u8]>,
     pub time: Timestamp,
+    /// What its lane had shown before it, where that is told: of all that is gathered together, or of none.
+    pub before: Option<Timestamp>,
     pub headers: Headers,
 }
 
@@ -42,7 +45,7 @@ impl Gathering {
     }
 
     pub fn push(&mut self, piece: Piece<'_>) {
-        let Piece { offset, value, key, time, headers } = piece;
+        let Piece { offset, value, key, time, before, headers } = piece;
         self.is_lines &= !value.is_empty() && value.last() != Some(&b'\r') && memchr::memchr(b'\n', value).is_none();
         let span = Span::new(self.bytes.len(), value.len());
         self.bytes.extend_from_slice(value);
@@ -51,6 +54,7 @@ impl Gathering {
         notes.starts.push(span.start);
         notes.offsets.push(offset.unsigned_abs());
         notes.times.push(time);
+        notes.before.extend(before);
         notes.keys.push(key.map(|key| {
             let span = Span::new(notes.texts.len(), key.len());
             notes.texts.extend_from_slice(key);
@@ -86,6 +90,16 @@ pub(super) fn headers(message: &BorrowedMessage<'_>) -> Headers {
     headers.iter().map(|header| (header.key.to_owned(), header.value.map(Bytes::copy_from_slice))).collect()
 }
 
+/// What a message in the topic of a relay says.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(super) fn stamp(message: &BorrowedMessage<'_>) -> Result<Stamp, String> {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    let found = headers.filter(|header| header.key == stamp::HEADER).find_map(|header| header.value);
+    Stamp::read(found.ok_or("is not there")?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +112,7 @@ mod tests {
                 value: value.as_bytes(),
                 key: (at % 2 == 1).then_some(b"key"),
                 time: Timestamp(at as i64),
+                before: None,
                 headers: if at == 2 { vec![("name".to_owned(), None)] } else { Headers::new() },
             });
         }

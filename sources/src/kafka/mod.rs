@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, Partitioned, Problem, Relay, RelayOptions, SourceConfig};
-use tocsin_config::types::ByteSize;
+use tocsin_config::types::{self, ByteSize};
 use tocsin_kafka::client::Listener;
 use tocsin_kafka::connection::{Connection, Sasl, Tls};
 use tocsin_kafka::place::Inputs;
@@ -103,7 +103,7 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RelayEnd {
-    /// Where the records come from: the topic is made with as many partitions.
+    /// Where the records come from: the topic is made with as many partitions, and each of theirs writes to it.
     topics: Vec<String>,
     /// As many as were asked for.
     partitions: Option<u32>,
@@ -240,7 +240,7 @@ impl SourceConfig for Config {
     }
 
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
-        let Relay { name, repartition } = relay;
+        let Relay { name, repartition, others } = relay;
         let topic = repartition.topic.clone().unwrap_or_else(|| format!("{}.{name}", self.group));
         let mut common = serde_json::Map::from_iter([("type".to_owned(), json!(Self::NAME))]);
         for option in ["brokers", "tls", "sasl"] {
@@ -260,17 +260,29 @@ impl SourceConfig for Config {
             "delivery": "exactly_once",
             "relay": true,
         }));
-        let mut end = json!({ "topics": self.topics });
+        let mut topics = self.topics.clone();
+        for other in others.iter().filter_map(|other| Vec::<String>::deserialize(other.get("topics")?).ok()).flatten() {
+            if !topics.contains(&other) {
+                topics.push(other);
+            }
+        }
+        let mut end = json!({ "topics": topics });
         if let Some(partitions) = repartition.partitions {
             end["partitions"] = json!(partitions);
         }
-        let source = with(json!({
+        let mut source = with(json!({
             "topics": [topic],
             "group": format!("{}.{name}", self.group),
             "codec": "json",
             "keyed_by": repartition.key,
             "relay": end,
         }));
+        // Where a record shows by itself how far event time has come, it shows as much behind the topic.
+        let all = std::iter::once(written).chain(others).filter_map(|written| written.get("out_of_order"));
+        let lengths = all.filter_map(|text| Some((text, text.as_str()?.parse::<types::Duration>().ok()?)));
+        if let Some((longest, _)) = lengths.max_by_key(|(_, length)| *length) {
+            source.insert("out_of_order".to_owned(), longest.clone());
+        }
         Some(RelayOptions { sink, source })
     }
 
@@ -305,6 +317,10 @@ impl Source for Kafka {
     /// As much as is read ahead again is taken together to blocks.
     fn memory(&self) -> usize {
         usize::try_from(self.config.prefetch.0).unwrap_or(usize::MAX).saturating_mul(2)
+    }
+
+    fn awaits_lanes(&self) -> bool {
+        true
     }
 
     fn inputs(&self) -> Option<Json> {
@@ -367,6 +383,29 @@ impl Source for Kafka {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_between_knows_who_writes_to_it_and_how_far_behind_their_records_may_be() {
+        let text = "brokers = [\"k:9092\"]\ngroup = \"g\"\ntopics = [\"orders\", \"^returns-.*\"]";
+        let config: Config = toml::from_str(text).unwrap();
+        let relay = Relay {
+            name: "by_host".to_owned(),
+            repartition: tocsin_config::component::Repartition {
+                key: vec![".host".to_owned()],
+                topic: None,
+                partitions: None,
+            },
+            others: vec![
+                json!({ "topics": ["payments", "orders"], "out_of_order": "1m" }),
+                json!({ "topics": ["audit"], "out_of_order": "90s" }),
+            ],
+        };
+        let RelayOptions { sink, source } =
+            SourceConfig::relay(&config, &relay, &json!({ "out_of_order": "5s" })).unwrap();
+        assert_eq!(sink["topic"], "g.by_host");
+        assert_eq!(source["relay"], json!({ "topics": ["orders", "^returns-.*", "payments", "audit"] }));
+        assert_eq!(source["out_of_order"], "90s");
+    }
 
     fn told(options: &str) -> String {
         let text = format!("brokers = [\"k:9092\"]\ngroup = \"g\"\n{options}");

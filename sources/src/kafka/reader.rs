@@ -11,11 +11,13 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tocsin_kafka::client::Listener;
 use tocsin_kafka::place::{Inputs, Place};
-use tocsin_kafka::topics::{Partition, discover};
+use tocsin_kafka::stamp::{self, Content};
+use tocsin_kafka::topics::{Partition, discover, pattern};
 use tocsin_pipeline::event::{Lane, Origin};
 use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::operator::Reason;
 use tocsin_pipeline::source::{Gone, SourceContext, SourceError, SourceEvent, TooLong};
+use tocsin_pipeline::time::Timestamp;
 use tokio::runtime::Handle;
 
 use super::blocks::{self, Gathering, Piece};
@@ -38,7 +40,11 @@ const MESSAGES_BETWEEN: u32 = 1024;
 /// Notes that wait for the reader.
 const NOTES: usize = 1024;
 
-/// What is known of a lane beside what it gives.
+/// A lane of a relay whose last message is so far behind what was read of its partition is said to have been read as far: what is
+/// before need not be there for it any more.
+const FAR: i64 = 1000;
+
+/// What is known of a partition beside what it gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Something has come since the brokers were asked last.
@@ -53,13 +59,35 @@ enum State {
 
 /// A partition that is read.
 struct Reading {
-    lane: Arc<Lane>,
     topic: String,
     partition: i32,
     /// The offset of the next message.
     next: i64,
-    gathering: Gathering,
+    /// Whatever is before this offset was handed over before the start.
+    known: i64,
+    /// One. Of the topic of a relay, one for each lane that writes to it.
+    branches: Vec<Branch>,
     state: State,
+}
+
+/// A lane of the engine: all of a partition, or what one lane has written to it.
+struct Branch {
+    lane: Arc<Lane>,
+    /// Who has written it; `None`: anybody.
+    writer: Option<String>,
+    /// The offset after its last message.
+    next: i64,
+    gathering: Gathering,
+}
+
+impl Reading {
+    fn name(&self) -> String {
+        Place::lane(&self.topic, self.partition)
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.branches.iter().all(|branch| branch.gathering.is_empty())
+    }
 }
 
 pub(super) struct Reader {
@@ -70,7 +98,11 @@ pub(super) struct Reader {
     context: SourceContext,
     handle: Handle,
     lanes: Vec<Reading>,
-    /// The lane of the last message: the next is likely to be of the same.
+    /// Of a relay: the lanes that are known to write to it.
+    writers: Vec<String>,
+    /// The topic that is read, where one is read after the other.
+    only: Option<String>,
+    /// The partition of the last message: the next is likely to be of the same.
     last: usize,
     /// A block is handed over when it is so large.
     block_bytes: usize,
@@ -104,6 +136,8 @@ impl Reader {
             context,
             handle: Handle::current(),
             lanes: Vec::new(),
+            writers: Vec::new(),
+            only: None,
             last: 0,
             held: 0,
             watched: Arc::default(),
@@ -121,7 +155,7 @@ impl Reader {
 
     fn read_on(&mut self) -> Result<(), Stop> {
         self.open_all()?;
-        self.assign(|_| true)?;
+        self.assign()?;
         let notes = self.watch();
         let consumer = Arc::clone(&self.consumer);
         let (mut taken, mut wait) = (0, Duration::ZERO);
@@ -148,7 +182,8 @@ impl Reader {
         self.open_all()?;
         let topics: std::collections::BTreeSet<String> = self.lanes.iter().map(|lane| lane.topic.clone()).collect();
         for topic in topics {
-            self.assign(|lane| lane.topic == topic)?;
+            self.only = Some(topic.clone());
+            self.assign()?;
             let mut open = self.lanes.iter().filter(|lane| lane.topic == topic).count();
             let consumer = Arc::clone(&self.consumer);
             while open > 0 {
@@ -175,14 +210,46 @@ impl Reader {
 
     /// Finds the partitions and where each begins, and tells of them.
     fn open_all(&mut self) -> Result<(), Stop> {
-        let topics = self.inputs.topics.clone();
-        let found = loop {
-            let wrong = match discover(&self.consumer, &topics, PATIENCE) {
+        if let Some(relay) = self.config.relay.clone() {
+            // Each of them may still have something to say, so event time waits for all.
+            let found = self.discover(&relay.topics, |_| true)?;
+            self.writers = found.iter().map(|(topic, partition)| Place::lane(topic, *partition)).collect();
+        }
+        let (topics, ours) = (self.inputs.topics.clone(), self.inputs.partition);
+        let found = self.discover(&topics, |(_, partition)| ours.is_none_or(|ours| ours == *partition))?;
+        self.open(found)?;
+        self.close_gone()
+    }
+
+    /// Lanes of the checkpoint that are not there any more give nothing, and nobody waits for them. Those of topics that are still
+    /// to be read keep their offset: brokers may be back with them.
+    fn close_gone(&mut self) -> Result<(), Stop> {
+        let is_there =
+            |name: &str| self.lanes.iter().flat_map(|lane| &lane.branches).any(|it| it.lane.partition == name);
+        let gone = self.context.positions.iter().filter(|(name, _)| !is_there(name));
+        let gone: Vec<_> = gone.filter_map(|(name, position)| Some((name.clone(), Place::read(position)?))).collect();
+        for (name, place) in gone {
+            let is_wanted = self.inputs.topics.iter().any(|topic| match pattern(topic) {
+                Some(pattern) => pattern.is_ok_and(|pattern| pattern.is_match(&place.topic)),
+                None => *topic == place.topic,
+            });
+            tracing::warn!(source = &*self.context.name, lane = name, "it is in the checkpoint and not there any more");
+            let origin = Origin::Kafka { topic: place.topic.as_str().into(), partition: place.partition };
+            let lane = self.context.lane(name, origin);
+            self.emit(SourceEvent::Closed { lane, keep: is_wanted.then(|| place.write()) })?;
+        }
+        Ok(())
+    }
+
+    /// The partitions of topics. Asks until there are some.
+    fn discover(&self, topics: &[String], is_wanted: impl Fn(&Partition) -> bool) -> Result<Vec<Partition>, Stop> {
+        loop {
+            let wrong = match discover(&self.consumer, topics, PATIENCE) {
                 Ok((found, missing)) => {
-                    let found: Vec<_> = found.into_iter().filter(|it| self.is_ours(it)).collect();
+                    let found: Vec<_> = found.into_iter().filter(&is_wanted).collect();
                     // Topics may be made later; but who reads to the end wants them now.
                     if !found.is_empty() && (missing.is_empty() || !self.context.once) {
-                        break found;
+                        return Ok(found);
                     }
                     match missing.is_empty() {
                         true => format!("no topic matches {}", topics.join(", ")),
@@ -192,8 +259,7 @@ impl Reader {
                 Err(error) => self.unreachable(&error),
             };
             self.wait(wrong)?;
-        };
-        self.open(found)
+        }
     }
 
     fn is_ours(&self, partition: &Partition) -> bool {
@@ -208,23 +274,39 @@ impl Reader {
             if self.lanes.iter().any(|lane| lane.topic == topic && lane.partition == partition) {
                 continue;
             }
-            let origin = Origin::Kafka { topic: topic.as_str().into(), partition };
-            let lane = self.context.lane(Place::lane(&topic, partition), origin);
-            let known = match self.context.positions.get(&lane.partition) {
-                None => None,
-                Some(position) => Some(Place::read(position).ok_or_else(|| {
-                    Stop::Failed(SourceError(format!("the checkpoint holds no position of kafka: {position}")))
-                })?),
-            };
-            let next = match &known {
-                Some(place) => self.checked(&topic, partition, place.next)?,
-                None => self.first(&topic, partition, offsets::begin(&self.config.read_from, is_first_start))?,
-            };
-            if known.is_none() {
-                let position = self.position(&topic, partition, next);
-                self.emit(SourceEvent::Opened { lane: Arc::clone(&lane), position })?;
+            let mut lanes = Vec::new();
+            for writer in self.writers(&topic, partition) {
+                let lane = self.lane(&topic, partition, writer.as_deref());
+                let known = match self.context.positions.get(&lane.partition) {
+                    None => None,
+                    Some(position) => Some(Place::read(position).ok_or_else(|| {
+                        Stop::Failed(SourceError(format!("the checkpoint holds no position of kafka: {position}")))
+                    })?),
+                };
+                lanes.push((writer, lane, known.map(|place| place.next)));
             }
-            opened.push(Reading { lane, topic, partition, next, gathering: Gathering::default(), state: State::Busy });
+            let known = || lanes.iter().filter_map(|(.., next)| *next);
+            let next = match (known().min(), known().max()) {
+                (Some(least), Some(greatest)) => {
+                    if greatest > least {
+                        self.checked(&topic, partition, greatest)?;
+                    }
+                    self.checked(&topic, partition, least)?
+                }
+                _ => self.first(&topic, partition, offsets::begin(&self.config.read_from, is_first_start))?,
+            };
+            let known = known().max().unwrap_or(next);
+            let mut branches = Vec::new();
+            for (writer, lane, before) in lanes {
+                if before.is_none() {
+                    let position = self.position(&topic, partition, next);
+                    self.emit(SourceEvent::Opened { lane: Arc::clone(&lane), position })?;
+                }
+                // What is not there any more, or not yet, was told of.
+                let next = before.filter(|_| writer.is_some()).unwrap_or(next).max(next);
+                branches.push(Branch { lane, writer, next, gathering: Gathering::default() });
+            }
+            opened.push(Reading { topic, partition, next, known, branches, state: State::Busy });
         }
         self.lanes.append(&mut opened);
         self.lanes.sort_by(|one, other| (&one.topic, one.partition).cmp(&(&other.topic, other.partition)));
@@ -233,6 +315,27 @@ impl Reader {
         let watched = self.lanes.iter().map(|lane| (lane.topic.clone(), lane.partition)).collect();
         *self.watched.lock().expect("no holder of this lock panics") = watched;
         Ok(())
+    }
+
+    /// Who writes to a partition, each for a lane of its own: `None` where that makes no difference.
+    fn writers(&self, topic: &str, partition: i32) -> Vec<Option<String>> {
+        if self.config.relay.is_none() {
+            return vec![None];
+        }
+        let restored = self.context.positions.keys().filter_map(|lane| Place::writer(lane, topic, partition));
+        let mut writers: Vec<_> = restored.map(str::to_owned).chain(self.writers.iter().cloned()).collect();
+        writers.sort();
+        writers.dedup();
+        writers.into_iter().map(Some).collect()
+    }
+
+    fn lane(&self, topic: &str, partition: i32, writer: Option<&str>) -> Arc<Lane> {
+        let origin = Origin::Kafka { topic: topic.into(), partition };
+        let name = match writer {
+            Some(writer) => Place::branch(topic, partition, writer),
+            None => Place::lane(topic, partition),
+        };
+        self.context.lane(name, origin)
     }
 
     fn first(&mut self, topic: &str, partition: i32, begin: Begin) -> Result<i64, Stop> {
@@ -316,14 +419,16 @@ impl Reader {
         Place { brokers, group, topic: topic.to_owned(), partition, next }.write()
     }
 
-    /// Has the client fetch some of the lanes, each from where it has come to.
-    fn assign(&self, is_wanted: impl Fn(&Reading) -> bool) -> Result<(), Stop> {
-        self.consumer.assign(&self.list(is_wanted)?).map_err(failed)
+    /// Has the client fetch what is to be read, each partition from where it has come to.
+    fn assign(&self) -> Result<(), Stop> {
+        self.consumer.assign(&self.list()?).map_err(failed)
     }
 
-    fn list(&self, is_wanted: impl Fn(&Reading) -> bool) -> Result<TopicPartitionList, Stop> {
+    fn list(&self) -> Result<TopicPartitionList, Stop> {
         let mut list = TopicPartitionList::with_capacity(self.lanes.len());
-        for lane in self.lanes.iter().filter(|lane| is_wanted(lane)) {
+        let is_read =
+            |lane: &&Reading| lane.state != State::Done && self.only.as_ref().is_none_or(|only| *only == lane.topic);
+        for lane in self.lanes.iter().filter(is_read) {
             list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(lane.next)).map_err(failed)?;
         }
         Ok(list)
@@ -348,7 +453,7 @@ impl Reader {
         received
     }
 
-    /// A message: a record of its lane.
+    /// A message: a record of its lane, or, in the topic of a relay, what its writer tells of event time.
     fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Stop> {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let is_it = |lane: &Reading| lane.partition == partition && lane.topic == topic;
@@ -363,73 +468,190 @@ impl Reader {
             return Ok(());
         }
         lane.state = State::Busy;
+        if self.config.relay.is_some() {
+            return self.take_relayed(at, message);
+        }
+        let time = blocks::time(message, || self.context.clock.now());
+        self.gather((at, 0), message, time, None)
+    }
+
+    /// A message in the topic of a relay.
+    fn take_relayed(&mut self, at: usize, message: &BorrowedMessage<'_>) -> Result<(), Stop> {
+        let offset = message.offset();
+        let stamp = match blocks::stamp(message) {
+            Ok(stamp) => stamp,
+            // It is of no lane, so that of another may tell that it was refused: any of those that are behind it does.
+            Err(_) if offset < self.lanes[at].known => {
+                self.lanes[at].next = offset + 1;
+                return Ok(());
+            }
+            Err(why) => {
+                let told =
+                    format!("no `repartition` of this release has written it: its header `{}` {why}", stamp::HEADER);
+                let value = message.payload().unwrap_or_default();
+                let raw = Bytes::copy_from_slice(&value[..value.len().min(self.context.records.max_record_bytes)]);
+                return self.refuse((at, 0), offset, Reason::Undecodable, &told, raw);
+            }
+        };
+        let place = (at, self.branch(at, &stamp.lane, offset)?);
+        if offset < self.lanes[at].branches[place.1].next {
+            // It was handed over before the start, and others of the partition were not.
+            self.lanes[at].next = offset + 1;
+            return Ok(());
+        }
+        match stamp.content {
+            Content::Record(time) => {
+                // The engine takes off what may be out of order, as of what a lane has shown by itself.
+                let before = match stamp.watermark {
+                    Timestamp::MIN => Timestamp::MIN,
+                    watermark => watermark.saturating_add(self.context.out_of_order),
+                };
+                self.gather(place, message, time, Some(before))
+            }
+            Content::Mark => {
+                self.send(place)?;
+                self.tell(place, offset + 1, stamp.watermark)
+            }
+        }
+    }
+
+    /// The lane of what `writer` has written to a partition. One that was not known is opened where its first message is.
+    fn branch(&mut self, at: usize, writer: &str, offset: i64) -> Result<usize, Stop> {
+        let reading = &self.lanes[at];
+        let is_it = |branch: &Branch| branch.writer.as_deref() == Some(writer);
+        if let Some(known) = reading.branches.iter().position(is_it) {
+            return Ok(known);
+        }
+        let lane = self.lane(&reading.topic, reading.partition, Some(writer));
+        let position = self.position(&reading.topic, reading.partition, offset);
+        let branch = Branch {
+            lane: Arc::clone(&lane),
+            writer: Some(writer.to_owned()),
+            next: offset,
+            gathering: Gathering::default(),
+        };
+        self.lanes[at].branches.push(branch);
+        self.emit(SourceEvent::Opened { lane, position })?;
+        Ok(self.lanes[at].branches.len() - 1)
+    }
+
+    /// Tells of a lane that all before `next` was read of it, and that what follows comes behind `watermark`.
+    fn tell(&mut self, (at, branch): (usize, usize), next: i64, watermark: Timestamp) -> Result<(), Stop> {
+        let reading = &mut self.lanes[at];
+        reading.next = next.max(reading.next);
+        reading.branches[branch].next = next;
+        let lane = Arc::clone(&reading.branches[branch].lane);
+        let position = self.position_of((at, branch));
+        self.emit(SourceEvent::Watermark { lane, at: watermark, position })
+    }
+
+    /// Adds a record to what is gathered of its lane; `before` is what that had shown, where it is told.
+    fn gather(
+        &mut self,
+        (at, branch): (usize, usize),
+        message: &BorrowedMessage<'_>,
+        time: Timestamp,
+        before: Option<Timestamp>,
+    ) -> Result<(), Stop> {
+        let (place, offset) = ((at, branch), message.offset());
         let max = self.context.records.max_record_bytes;
         let value = match message.payload() {
-            None => return self.refuse(at, offset, Reason::Tombstone, "a record without a value", Bytes::new()),
+            None => return self.refuse(place, offset, Reason::Tombstone, "a record without a value", Bytes::new()),
             Some(value) if value.len() <= max => value,
             Some(value) if self.context.records.too_long == TooLong::Truncate => &value[..max],
             Some(value) => {
                 let told = format!("{} bytes, and `max_record_bytes` is {max}", value.len());
-                return self.refuse(at, offset, Reason::TooLong, &told, Bytes::copy_from_slice(&value[..max]));
+                return self.refuse(place, offset, Reason::TooLong, &told, Bytes::copy_from_slice(&value[..max]));
             }
         };
-        let time = blocks::time(message, || self.context.clock.now());
-        let before = lane.gathering.len();
-        lane.gathering.push(Piece { offset, value, key: message.key(), time, headers: blocks::headers(message) });
-        lane.next = offset + 1;
-        self.held += lane.gathering.len() - before;
-        if lane.gathering.len() >= self.block_bytes {
-            return self.send(at);
+        let mut headers = blocks::headers(message);
+        if before.is_some() {
+            headers.retain(|(name, _)| name != stamp::HEADER);
+        }
+        let reading = &mut self.lanes[at];
+        reading.next = offset + 1;
+        let branch = &mut reading.branches[branch];
+        branch.next = offset + 1;
+        let held = branch.gathering.len();
+        branch.gathering.push(Piece { offset, value, key: message.key(), time, before, headers });
+        self.held += branch.gathering.len() - held;
+        if branch.gathering.len() >= self.block_bytes {
+            return self.send(place);
         }
         // Many lanes may not hold more together than half of what may be read ahead.
         if self.held > 2 * self.block_bytes {
-            let fullest = (0..self.lanes.len()).max_by_key(|at| self.lanes[*at].gathering.len());
+            let fullest = self.places().max_by_key(|(at, branch)| self.lanes[*at].branches[*branch].gathering.len());
             return self.send(fullest.expect("there is one"));
         }
         Ok(())
     }
 
+    /// All lanes: the number of the partition, and that in it.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<'_> {
+        let branches = self.lanes.iter().map(|reading| reading.branches.len());
+        branches.enumerate().flat_map(|(at, branches)| (0..branches).map(move |branch| (at, branch)))
+    }
+
     /// A record that cannot be handed on, in its turn.
-    fn refuse(&mut self, at: usize, offset: i64, reason: Reason, message: &str, raw: Bytes) -> Result<(), Stop> {
-        self.send(at)?;
-        let lane = &mut self.lanes[at];
-        lane.next = offset + 1;
-        let (name, topic, next) = (Arc::clone(&lane.lane), lane.topic.clone(), lane.next);
-        let position = self.position(&topic, self.lanes[at].partition, next);
+    fn refuse(
+        &mut self,
+        (at, branch): (usize, usize),
+        offset: i64,
+        reason: Reason,
+        message: &str,
+        raw: Bytes,
+    ) -> Result<(), Stop> {
+        self.send((at, branch))?;
+        let reading = &mut self.lanes[at];
+        reading.next = offset + 1;
+        reading.branches[branch].next = offset + 1;
+        let lane = Arc::clone(&reading.branches[branch].lane);
+        let position = self.position_of((at, branch));
         let (offset, message) = (offset.unsigned_abs(), message.to_owned());
-        self.emit(SourceEvent::Rejected { lane: name, offset, reason, message, raw, position })
+        self.emit(SourceEvent::Rejected { lane, offset, reason, message, raw, position })
+    }
+
+    /// Where reading of a lane goes on.
+    fn position_of(&self, (at, branch): (usize, usize)) -> serde_json::Value {
+        let reading = &self.lanes[at];
+        self.position(&reading.topic, reading.partition, reading.branches[branch].next)
     }
 
     /// What a lane has gathered, as a block.
-    fn block(&mut self, at: usize) -> Option<SourceEvent> {
-        let lane = &self.lanes[at];
-        if lane.gathering.is_empty() {
+    fn block(&mut self, (at, branch): (usize, usize)) -> Option<SourceEvent> {
+        if self.lanes[at].branches[branch].gathering.is_empty() {
             return None;
         }
-        let position = self.position(&lane.topic, lane.partition, lane.next);
+        let position = self.position_of((at, branch));
         let arrival = self.context.clock.now();
-        let lane = &mut self.lanes[at];
-        self.held -= lane.gathering.len();
-        Some(SourceEvent::Block(Arc::clone(&lane.lane), lane.gathering.take(position, arrival)))
+        let branch = &mut self.lanes[at].branches[branch];
+        self.held -= branch.gathering.len();
+        Some(SourceEvent::Block(Arc::clone(&branch.lane), branch.gathering.take(position, arrival)))
     }
 
-    fn send(&mut self, at: usize) -> Result<(), Stop> {
-        match self.block(at) {
+    fn send(&mut self, place: (usize, usize)) -> Result<(), Stop> {
+        match self.block(place) {
             Some(block) => self.emit(block),
             None => Ok(()),
         }
     }
 
+    /// What all lanes of a partition have gathered.
+    fn send_all(&mut self, at: usize) -> Result<(), Stop> {
+        (0..self.lanes[at].branches.len()).try_for_each(|branch| self.send((at, branch)))
+    }
+
     /// Hands over what was gathered, as far as there is room; whether that was all.
     fn hand_over(&mut self) -> Result<bool, Stop> {
-        for at in 0..self.lanes.len() {
-            if self.lanes[at].gathering.is_empty() {
+        let places: Vec<_> = self.places().collect();
+        for place in places {
+            if self.lanes[place.0].branches[place.1].gathering.is_empty() {
                 continue;
             }
             let events = self.context.events.clone();
             match events.try_reserve() {
                 Ok(permit) => {
-                    if let Some(block) = self.block(at) {
+                    if let Some(block) = self.block(place) {
                         permit.send(block);
                     }
                 }
@@ -458,7 +680,7 @@ impl Reader {
                 match handle.block_on(reserve(HELD_UP))? {
                     Some(permit) => permit,
                     None => {
-                        let list = self.list(|lane| lane.state != State::Done)?;
+                        let list = self.list()?;
                         self.consumer.pause(&list).map_err(failed)?;
                         let consumer = Arc::clone(&self.consumer);
                         let permit = loop {
@@ -470,7 +692,7 @@ impl Reader {
                         };
                         permit.send(event);
                         // From where the lanes have come to, whatever the client had handed out.
-                        return self.assign(|lane| lane.state != State::Done);
+                        return self.assign();
                     }
                 }
             }
@@ -487,11 +709,14 @@ impl Reader {
                 for at in 0..self.lanes.len() {
                     let (topic, partition, next) =
                         (self.lanes[at].topic.clone(), self.lanes[at].partition, self.lanes[at].next);
-                    let next = self.checked(&topic, partition, next)?;
-                    self.send(at)?;
-                    self.lanes[at].next = next;
+                    let to = self.checked(&topic, partition, next)?;
+                    if to != next {
+                        self.send_all(at)?;
+                        self.lanes[at].next = to;
+                        self.lanes[at].branches.iter_mut().for_each(|branch| branch.next = to);
+                    }
                 }
-                self.assign(|lane| lane.state != State::Done)
+                self.assign()
             }
             KafkaError::MessageConsumptionFatal(code) => {
                 Err(Stop::Failed(SourceError(format!("the client cannot go on: {code}"))))
@@ -505,14 +730,30 @@ impl Reader {
         }
     }
 
-    /// The lane has been read to its end.
+    /// The partition has been read to its end.
     fn close(&mut self, at: usize) -> Result<(), Stop> {
-        self.send(at)?;
-        let lane = &mut self.lanes[at];
-        lane.state = State::Done;
-        let (name, topic, partition, next) = (Arc::clone(&lane.lane), lane.topic.clone(), lane.partition, lane.next);
-        let keep = Some(self.position(&topic, partition, next));
-        self.emit(SourceEvent::Closed { lane: name, keep })
+        self.send_all(at)?;
+        self.lanes[at].state = State::Done;
+        for branch in 0..self.lanes[at].branches.len() {
+            let keep = Some(self.position_of((at, branch)));
+            let lane = Arc::clone(&self.lanes[at].branches[branch].lane);
+            self.emit(SourceEvent::Closed { lane, keep })?;
+        }
+        Ok(())
+    }
+
+    /// Of a relay: lanes whose writers have nothing to say are said to be read as far as the others. `is_again`: whatever they say,
+    /// as they can be read again.
+    fn follow(&mut self, at: usize, is_again: bool) -> Result<(), Stop> {
+        for branch in 0..self.lanes[at].branches.len() {
+            let reading = &self.lanes[at];
+            if is_again || reading.next - reading.branches[branch].next >= FAR {
+                let next = reading.next;
+                self.send((at, branch))?;
+                self.tell((at, branch), next, Timestamp::MIN)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks whether something else is to be done.
@@ -536,22 +777,29 @@ impl Reader {
                 let found: Vec<_> = found.into_iter().filter(|it| self.is_ours(it)).collect();
                 let count = self.lanes.len();
                 self.open(found)?;
-                if self.lanes.len() > count { self.assign(|_| true) } else { Ok(()) }
+                if self.lanes.len() > count { self.assign() } else { Ok(()) }
             }
             Note::Reached { partition, high } => {
                 let Some(at) = find(&self.lanes, &partition) else { return Ok(()) };
                 let lane = &mut self.lanes[at];
-                self.context.metrics.lag_events(&lane.lane.partition, u64::try_from(high - lane.next).unwrap_or(0));
+                self.context.metrics.lag_events(&lane.name(), u64::try_from(high - lane.next).unwrap_or(0));
+                let before = lane.state;
                 match lane.state {
                     State::Busy => lane.state = State::Quiet,
-                    State::Quiet | State::Stalled if lane.gathering.is_empty() => {
+                    State::Quiet | State::Stalled if lane.is_handed_over() => {
                         lane.state = State::Idle;
-                        let lane = Arc::clone(&lane.lane);
-                        self.emit(SourceEvent::Idle(lane))?;
+                        // Of a relay, that nothing comes says nothing: its writers have clocks, and tell.
+                        if self.config.relay.is_none() {
+                            let lane = Arc::clone(&lane.branches[0].lane);
+                            self.emit(SourceEvent::Idle(lane))?;
+                        }
                     }
                     State::Quiet | State::Stalled | State::Idle | State::Done => {}
                 }
-                Ok(())
+                match self.config.relay {
+                    Some(_) => self.follow(at, before == State::Stalled),
+                    None => Ok(()),
+                }
             }
             Note::Unreachable { partition, why } => {
                 let Some(at) = find(&self.lanes, &partition) else { return Ok(()) };
@@ -559,11 +807,11 @@ impl Reader {
                 // What comes proves more than what does not answer.
                 if matches!(lane.state, State::Quiet | State::Idle) {
                     lane.state = State::Stalled;
-                    let lane = Arc::clone(&lane.lane);
-                    let why = format!("{}: {}", lane.partition, self.unreachable(&why));
+                    let lanes: Vec<_> = lane.branches.iter().map(|branch| Arc::clone(&branch.lane)).collect();
+                    let why = format!("{}: {}", self.lanes[at].name(), self.unreachable(&why));
                     tracing::warn!(source = &*self.context.name, "{why}");
                     self.context.health.raise(Trouble::SourceStalled, &self.context.name, why);
-                    return self.emit(SourceEvent::Stalled(lane));
+                    return lanes.into_iter().try_for_each(|lane| self.emit(SourceEvent::Stalled(lane)));
                 }
                 if lane.state == State::Busy {
                     lane.state = State::Quiet;
@@ -580,8 +828,8 @@ impl Reader {
         }
         let completed = Arc::clone(&self.context.completed.borrow_and_update());
         let mut list = TopicPartitionList::new();
-        for place in completed.values().filter_map(Place::read) {
-            let _ = list.add_partition_offset(&place.topic, place.partition, Offset::Offset(place.next));
+        for ((_, topic, partition), next) in Place::least(completed.values().filter_map(Place::read)) {
+            let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
         }
         if list.count() > 0
             && let Err(error) = self.consumer.commit(&list, CommitMode::Async)

@@ -171,8 +171,8 @@ fn belong(consumer: BaseConsumer<Ear>, mut context: SharingContext) {
 fn tell(consumer: &BaseConsumer<Ear>, context: &mut SharingContext) {
     while let Ok(positions) = context.told.try_recv() {
         let mut list = TopicPartitionList::new();
-        for place in positions.iter().filter_map(Place::read) {
-            let _ = list.add_partition_offset(&place.topic, place.partition, Offset::Offset(place.next));
+        for ((_, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read)) {
+            let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
         }
         if list.count() > 0
             && let Err(error) = consumer.commit(&list, CommitMode::Async)

@@ -77,8 +77,11 @@ impl Record {
             SourceEvent::Closed { lane, keep } => {
                 (Head::Closed { lane: StoredLane::of(lane), keep: keep.clone() }, &[][..], Bytes::new())
             }
-            // What can be opened at a position can be read again from there, and needs no journal.
-            SourceEvent::Opened { .. } | SourceEvent::Idle(_) | SourceEvent::Stalled(_) => return None,
+            // What can be opened or told at a position can be read again from there, and needs no journal.
+            SourceEvent::Opened { .. }
+            | SourceEvent::Watermark { .. }
+            | SourceEvent::Idle(_)
+            | SourceEvent::Stalled(_) => return None,
         };
         let mut head = head(&stored);
         head.reserve(spans.len() * 8);

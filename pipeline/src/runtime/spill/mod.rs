@@ -330,7 +330,7 @@ impl Task {
                     is_claimed,
                 });
             }
-            SinkInput::Committed { .. } => {}
+            SinkInput::Committed { .. } | SinkInput::Watermark(_) => {}
             SinkInput::End => self.is_ending = true,
         }
     }

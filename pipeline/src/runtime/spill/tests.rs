@@ -30,7 +30,7 @@ async fn sink(mut input: Inputs, output: Output, steps: Arc<Semaphore>, metrics:
                 output.lock().unwrap().extend(numbers);
             }
             SinkInput::Barrier { prepared, .. } => drop(prepared.send(state(&output))),
-            SinkInput::Committed { .. } => {}
+            SinkInput::Committed { .. } | SinkInput::Watermark(_) => {}
             SinkInput::End => return state(&output),
         }
     }
