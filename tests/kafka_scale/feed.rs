@@ -176,7 +176,7 @@ fn time(host: u64, number: u64) -> u64 {
 }
 
 fn is_kept(host: u64, number: u64) -> bool {
-    (host + number) % 4 != 0
+    !(host + number).is_multiple_of(4)
 }
 
 fn line(host: u64, number: u64, time: u64) -> String {
