@@ -67,7 +67,7 @@ impl Failures {
                 tracing::warn!(
                     component,
                     message,
-                    "a transaction was undone; going back to the checkpoint to do it again"
+                    "what was under way is undone; it is done again from the checkpoint"
                 );
                 Ok(guard.clone())
             }

@@ -765,7 +765,14 @@ inputs = ["orders"]
 topic = "one"
 buffer = { when_full = "spill" }
 "#,
-        expect![[r#""#]],
+        expect![[r#"
+            a.toml:10:24: error: `one` writes in transactions, and what waits on disk is part of none
+            10 | buffer = { when_full = "spill" }
+               |                        ^^^^^^^
+            help: leave out `when_full`: what it cannot write just now waits in the topics and files that it is read from
+
+            1 problem
+        "#]],
     );
 }
 
