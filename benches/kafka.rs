@@ -156,7 +156,9 @@ fn load(cluster: &Cluster, topic: &str, events: u64) {
 fn copy(cluster: &Cluster, topic: &str, events: u64) -> (Duration, u64) {
     let mut config = cluster.client();
     config.set("group.id", "bench-copy").set("enable.auto.commit", "false").set("isolation.level", "read_committed");
-    FETCH.iter().for_each(|(name, value)| drop(config.set(*name, *value)));
+    for (name, value) in FETCH {
+        config.set(name, value);
+    }
     let consumer = BaseConsumer::from_config(&config).expect("a client");
     let mut list = TopicPartitionList::new();
     for partition in 0..PARTITIONS {

@@ -148,6 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_others_leave_nothing_to_do_is_ready_and_stands_by() {
+        let views = Views::default();
+        views.wait_for(Some("it is no member".to_owned()));
+        assert!(!views.is_standing_by());
+        views.wait_for(None);
+        assert!(views.is_standing_by() && views.obstacles().is_empty());
+        views.add("orders/0", view(Some("orders/0")));
+        assert!(!views.is_standing_by() && !views.obstacles().is_empty());
+    }
+
+    #[test]
     fn metrics_of_lanes_are_told_apart_and_share_their_names() {
         let views = Views::default();
         for lane in ["orders/0", "orders/1"] {

@@ -72,7 +72,7 @@ impl<'c> Stage<'c> {
         let name = format!("stage-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         cluster.create_topic(&format!("{name}-in"), PARTITIONS);
         cluster.create_topic(&format!("{name}-out"), 2);
-        let variables = vec![
+        let variables = [
             // Several are one text in the list.
             ("BROKERS", brokers.replace(',', "\", \"")),
             ("INPUT", format!("{name}-in")),

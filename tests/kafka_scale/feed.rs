@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use serde_json::Value as Json;
 use tocsin_pipeline::time::Timestamp;
 
@@ -29,7 +29,7 @@ pub struct Feed<'c> {
     cluster: &'c Cluster,
     topic: String,
     partitions: u64,
-    producer: BaseProducer,
+    producer: ThreadedProducer<DefaultProducerContext>,
     /// The number of the next record of each host.
     next: u64,
     /// Whether all windows were closed by records of a much later time.
@@ -52,7 +52,6 @@ impl<'c> Feed<'c> {
             }
         }
         self.next += count;
-        self.producer.poll(Duration::ZERO);
     }
 
     fn send(&self, host: u64, line: &str) {
@@ -177,7 +176,7 @@ fn time(host: u64, number: u64) -> u64 {
 }
 
 fn is_kept(host: u64, number: u64) -> bool {
-    (host + number) % 4 != 0
+    !(host + number).is_multiple_of(4)
 }
 
 fn line(host: u64, number: u64, time: u64) -> String {

@@ -430,7 +430,7 @@ impl Writer {
             }
         };
         match self.insist(|producer| producer.send(&message, delivery, row)).await? {
-            Sent::Sent => Ok(true),
+            Sent::OnItsWay => Ok(true),
             Sent::Refused(why) => {
                 self.refuse(delivery, row, &why).await;
                 Ok(true)
@@ -448,7 +448,7 @@ impl Writer {
                     if is_told {
                         self.context.health.clear(Trouble::SinkStalled, &self.context.name);
                     }
-                    return Ok(Sent::Sent);
+                    return Ok(Sent::OnItsWay);
                 }
                 Err(Failure::Refused(why)) => return Ok(Sent::Refused(why)),
                 Err(Failure::Broken(why)) => match &self.transaction {
@@ -482,7 +482,7 @@ impl Writer {
         let Some(partitions) = self.partitions(&topic).await else { return Ok(false) };
         for partition in 0..partitions {
             match self.insist(|producer| producer.mark(&topic, partition, &stamp)).await? {
-                Sent::Sent => {}
+                Sent::OnItsWay => {}
                 Sent::Refused(why) => {
                     return Err(SinkError(format!("a watermark cannot be written to {topic}: {why}")));
                 }
@@ -610,7 +610,7 @@ impl Writer {
 
 /// What became of something that was to be sent.
 enum Sent {
-    Sent,
+    OnItsWay,
     /// It never can be.
     Refused(String),
     /// The time is over, or the transaction cannot be committed any more.

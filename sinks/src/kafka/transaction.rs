@@ -63,6 +63,9 @@ pub(super) struct Transaction {
     shared: Arc<Shared>,
 }
 
+/// By group, topic and partition: the number of an epoch, and the offset that was committed with it.
+type Offsets = BTreeMap<(String, String, i32), (u64, Offset)>;
+
 struct Shared {
     setup: Setup,
     /// What was begun with.
@@ -73,7 +76,7 @@ struct Shared {
     committed: AtomicU64,
     /// What the brokers say of the epoch that was decided last, at the start: its number and the offset, by group, topic and
     /// partition.
-    offsets: Mutex<BTreeMap<(String, String, i32), (u64, Offset)>>,
+    offsets: Mutex<Offsets>,
     /// Why the transaction cannot be committed any more.
     spoilt: Mutex<Option<String>>,
     /// The last epoch that was decided or abandoned.
@@ -323,7 +326,7 @@ impl Shared {
             asked.push((group.clone(), list));
         }
         let decided_last = |consumers: &BTreeMap<String, BaseConsumer<Listener>>| {
-            let (mut decided, mut offsets): (Option<u64>, BTreeMap<_, _>) = Default::default();
+            let (mut decided, mut offsets) = (None, Offsets::new());
             for (group, list) in &asked {
                 let ask = || consumers[group].committed_offsets(list.clone(), PATIENCE);
                 let committed = self.insist(&id, is_wanted, away, ask)?;
