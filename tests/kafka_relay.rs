@@ -126,7 +126,8 @@ impl Scene {
     fn new(name: &'static str) -> Self {
         let cluster = Cluster::shared();
         cluster.create_topic(name, PARTITIONS as i32);
-        cluster.create_topic(&format!("{name}-results"), 2);
+        // Times in Kafka are event times, and these are long past: the broker would delete the results.
+        cluster.create_topic_with(&format!("{name}-results"), 2, &[("retention.ms", "-1")]);
         let folder = tempfile::tempdir().unwrap();
         let configuration = format!(
             r#"
@@ -194,6 +195,35 @@ encoding = "json"
         told(&self.cluster.read_committed(&format!("{}-results", self.name)))
     }
 
+    fn relay(&self) -> String {
+        format!("{}.by_host", self.name)
+    }
+
+    /// The topic between has told each of its partitions, behind everything else, how far each of those before it has come; and what is
+    /// in it is as old as it is, not as what happened.
+    fn check_marks(&self) {
+        let read = self.cluster.read_committed(&self.relay());
+        let mut told = BTreeMap::new();
+        for message in &read {
+            let [(name, Some(stamp))] = &message.record.headers[..] else { panic!("{message:?}") };
+            assert_eq!((name.as_str(), stamp[0]), ("tocsin", 1));
+            let is_mark = stamp[1] == 1;
+            assert_eq!(message.record.payload.is_none() && message.record.key.is_none(), is_mark);
+            let age = chrono::Utc::now().timestamp_millis() - message.timestamp.unwrap();
+            assert!((0..10 * 60 * 1000).contains(&age), "{age} ms old");
+            if is_mark {
+                let watermark = i64::from_le_bytes(stamp[2..10].try_into().unwrap());
+                let lane = String::from_utf8(stamp[10..].to_vec()).unwrap();
+                let before = told.insert((message.partition, lane), watermark);
+                assert!(before < Some(watermark), "it is told when it has moved");
+            }
+        }
+        let last = (1_700_000_000 + END - OUT_OF_ORDER) * 1_000_000_000;
+        let lanes = (0..3).flat_map(|to| (0..PARTITIONS).map(move |from| (to, format!("{}/{from}", self.name))));
+        assert_eq!(told, lanes.map(|of| (of, last)).collect());
+        assert_eq!(read.iter().filter(|message| message.record.payload.is_some()).count(), PARTITIONS * 2_001);
+    }
+
     /// Waits until so much has come out, while all daemons live.
     fn wait_for(&self, count: usize, daemons: &mut [Daemon]) {
         let begin = Instant::now();
@@ -247,7 +277,9 @@ fn one_daemon_makes_of_a_topic_between_what_it_would_make_without() {
     let [daemon] = daemons;
     assert!(daemon.terminate().success());
     compare(&scene.results(), &expected);
-    // It goes on where it was: nothing comes again.
+    scene.check_marks();
+    // It goes on where it was: nothing comes again. What somebody else writes to its topic is refused, and nothing more.
+    scene.cluster.produce(&scene.relay(), 0, ["{\"host\":\"h1\"}"]);
     let mut daemons = [scene.daemon()];
     scene.produce(1, &[Order { at: END + 3, host: 3, number: 77 }, Order { at: 0, host: 3, number: 78 }]);
     scene.wait_for(expected.len() + 1, &mut daemons);

@@ -18,7 +18,9 @@ use tocsin_pipeline::operator::Built;
 ///
 /// **State:** none of its own; what is on its way is in the topic.
 ///
-/// **Late records:** like any other. The event time of a record stays what the source found it to be.
+/// **Late records:** late behind it as they were before it. The event time of a record stays what the source found it to be, and the
+/// topic also holds what it came behind; each partition before it tells, with each checkpoint, how far its event time has come, and what
+/// reads from here goes by the slowest. A record that somebody else has written to the topic is a dead letter.
 ///
 /// **After a crash:** records come out once: what is written belongs to the transaction that the checkpoint ends. So nothing else that it
 /// shares a source with can write in transactions.

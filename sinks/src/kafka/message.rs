@@ -25,8 +25,9 @@ pub(super) struct Message {
     pub key: Option<Vec<u8>>,
     pub headers: Option<OwnedHeaders>,
     pub value: Vec<u8>,
-    /// In milliseconds since 1970.
-    pub time: i64,
+    /// In milliseconds since 1970. `None`: the time at which it is sent. What is in the topic of a relay tells event time by itself, and
+    /// is not to be deleted for having happened long ago before it is read.
+    pub time: Option<i64>,
 }
 
 /// Makes messages of records.
@@ -97,7 +98,7 @@ impl Messages {
         }
         let mut value = Vec::new();
         metrics.expression_errors(self.encoder.append(batch, row, &mut value));
-        let time = batch.time(row).0.div_euclid(1_000_000).max(0);
+        let time = (!self.is_relay).then(|| batch.time(row).0.div_euclid(1_000_000).max(0));
         Ok(Message { topic, key: self.key(batch, row), headers, value, time })
     }
 
@@ -190,10 +191,11 @@ mod tests {
         messages.decode(&mut batch);
         match messages.message(&batch, 0, &Metrics::new().component("test", "sink")) {
             Ok(Message { topic, key, headers, value, time }) => format!(
-                "{topic} {:?} {:?} {} {time}",
+                "{topic} {:?} {:?} {} {}",
                 key.map(|key| String::from_utf8(key).unwrap()),
                 headers.map(|headers| rdkafka::message::Headers::count(&headers)),
-                String::from_utf8(value).unwrap()
+                String::from_utf8(value).unwrap(),
+                time.map_or("now".to_owned(), |time| time.to_string())
             ),
             Err(Refusal(why)) => format!("refused: {why}"),
         }
@@ -212,7 +214,7 @@ mod tests {
     fn what_is_repartitioned_has_a_key_that_is_the_same_for_what_operators_take_for_the_same() {
         let key =
             |record: &str| message("topic = \"t\"\nkey = [\".a\"]\nrelay = true\ndelivery = \"exactly_once\"", record);
-        assert!(key(r#"{"a":1}"#).starts_with(r#"t Some("[\"1\"]") Some(1)"#));
+        assert_eq!(key(r#"{"a":1}"#), r#"t Some("[\"1\"]") Some(1) {"a":1} now"#);
         assert!(key(r#"{"a":"1"}"#).starts_with(r#"t Some("[\"1\"]")"#));
         for none in ["{}", r#"{"a":null}"#, r#"{"a":""}"#] {
             assert!(key(none).starts_with(r#"t Some("[\"\"]")"#), "{none}");

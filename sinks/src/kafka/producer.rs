@@ -177,8 +177,8 @@ impl Producer {
 
     pub fn send(&self, message: &Message, delivery: &Arc<InFlight>, row: u32) -> Result<(), Failure> {
         let of = Box::new(Of::Record(Arc::clone(delivery), row));
-        let mut record =
-            BaseRecord::with_opaque_to(&message.topic, of).payload(&message.value[..]).timestamp(message.time);
+        let mut record = BaseRecord::with_opaque_to(&message.topic, of).payload(&message.value[..]);
+        record.timestamp = message.time;
         if let Some(key) = &message.key {
             record = record.key(&key[..]);
         }
