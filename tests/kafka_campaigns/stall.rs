@@ -78,7 +78,7 @@ fn expiry(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
     }
     daemon.terminate();
     let told = std::fs::read_to_string(stage.scene.path("told"))?;
-    let undone = told.matches("a transaction was undone").count() as u64;
+    let undone = told.matches("what was under way is undone").count() as u64;
     outcome.note("undone", undone);
     outcome.note("slowest_ms", slowest.as_millis() as u64);
     ensure!(undone * 2 > order.size, "{undone} transactions were undone, too few to show anything\n{told}");
