@@ -260,6 +260,10 @@ pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
              expired or were reset, or the cluster is another"
                 .to_owned(),
         ),
+        // What was written since without anybody else to decide is newer than the transaction.
+        Decided::Epoch(epoch) if found.first().is_some_and(|(newest, is_prepared)| !is_prepared && *newest > epoch) => {
+            resume(Some(0))
+        }
         Decided::Epoch(epoch) => match found.iter().position(|(known, _)| *known == epoch) {
             Some(at) => resume(Some(at)),
             None => {
@@ -464,9 +468,10 @@ impl Checkpoints {
         self.rise_above(manifest);
     }
 
-    /// The epochs that can be gone on from, the oldest first; `None` where somebody else may be adding to them.
-    pub fn kept(&self) -> Option<Vec<u64>> {
-        self.term.is_none().then(|| self.kept.keys().copied().collect())
+    /// The epochs that can be gone on from, each with whether it was prepared for a decider; `None` where somebody else may be adding to them.
+    pub fn kept(&self) -> Option<Vec<(u64, bool)>> {
+        let kept = || self.kept.iter().map(|(epoch, kept)| (*epoch, kept.is_prepared)).collect();
+        self.term.is_none().then(kept)
     }
 
     /// The positions of all lanes in the last complete epoch, by source.
@@ -1025,6 +1030,14 @@ mod tests {
         );
         assert!(matches!(settle(prepared(&[3, 4, 5]), Decided::Epoch(2)), Recovery::Refuse(_)));
         assert!(matches!(settle(vec![], Decided::Epoch(2)), Recovery::Refuse(why) if why.contains("none")));
+        let undecided_since = vec![(2, true), (3, false), (4, false)];
+        assert_eq!(
+            settle(undecided_since.clone(), Decided::Epoch(2)),
+            resume(4),
+            "there were no transactions meanwhile"
+        );
+        assert_eq!(settle(undecided_since[1..].to_vec(), Decided::Epoch(2)), resume(4));
+        assert!(matches!(settle(undecided_since, Decided::Epoch(5)), Recovery::Refuse(_)));
         assert_eq!(settle(vec![], Decided::Nothing), Recovery::StartFresh);
         assert_eq!(settle(prepared(&[1]), Decided::Nothing), Recovery::StartFresh, "the first was never decided");
         assert!(matches!(settle(prepared(&[1, 2]), Decided::Nothing), Recovery::Refuse(_)), "the marker is lost");

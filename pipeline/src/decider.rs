@@ -24,9 +24,9 @@ pub struct DeciderContext {
     pub clock: Arc<dyn Clock>,
     /// What the sources read: where what was decided may have been noted.
     pub inputs: Vec<Json>,
-    /// The epochs that can be gone on from, where they are known before others are kept out. Where the last that was decided is none
-    /// of them nobody is kept out: whoever decided it goes on, and this one cannot.
-    pub epochs: Option<Vec<u64>>,
+    /// The epochs that are there, each with whether it was prepared, where they are known before others are kept out. Where they
+    /// cannot be gone on from ([`settle`](crate::checkpoint::settle)) nobody is kept out: whoever decided last goes on.
+    pub epochs: Option<Vec<(u64, bool)>>,
 }
 
 impl Debug for DeciderContext {

@@ -392,7 +392,9 @@ async fn settle(
     let decided = if fault::is_planted(Defect::NewestCheckpoint) { newest.filter(|epoch| *epoch > 0) } else { decided };
     state.settle(decided.map_or(Decided::Nothing, Decided::Epoch))?;
     let positions: Vec<_> = state.checkpoints.iter().flat_map(positions).collect();
-    if let (Some(epoch), Some(why)) = (decided, decider.contradicts(&positions)) {
+    if let (Some(epoch), Some(why)) = (decided, decider.contradicts(&positions))
+        && state.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.epoch() == epoch)
+    {
         return Err(RunError::State(format!(
             "the checkpoint of epoch {epoch} is not the one that was committed: {why}; this is a copy of the data directory that \
              went its own way, see docs/kafka.md"

@@ -25,6 +25,7 @@ use tocsin_kafka::connection::Connection;
 use tocsin_kafka::marker::Marker;
 use tocsin_kafka::place::{Inputs, Place};
 use tocsin_kafka::topics::discover;
+use tocsin_pipeline::checkpoint::{Decided, Recovery, settle};
 use tocsin_pipeline::decider::{Decider, DeciderContext, DeciderError};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::health::Trouble;
@@ -350,7 +351,7 @@ impl Shared {
         // A first look that waits for nothing, and keeps nobody out where we could not go on ourselves.
         let (decided, _) = decided_last(&clients("read_uncommitted").map_err(failed)?)?;
         if let (Some(decided), Some(epochs)) = (decided, &context.epochs)
-            && !epochs.contains(&decided)
+            && let Recovery::Refuse(_) = settle(epochs.clone(), Decided::Epoch(decided))
         {
             return Ok(Some(decided));
         }
