@@ -113,7 +113,16 @@ impl<'c> Stage<'c> {
     fn committed(&self) -> anyhow::Result<Option<(u64, BTreeMap<i32, i64>)>> {
         let mut wanted = TopicPartitionList::new();
         wanted.add_partition_range(&self.input(), 0, PARTITIONS - 1);
-        let found = self.group.committed_offsets(wanted, Duration::from_secs(2))?;
+        // A broker that has just started may not lead the group yet.
+        let mut patience = 50;
+        let found = loop {
+            match self.group.committed_offsets(wanted.clone(), Duration::from_secs(2)) {
+                Ok(found) => break found,
+                Err(error) if patience == 0 => return Err(error.into()),
+                Err(_) => patience -= 1,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
         let known = found.elements().into_iter().filter_map(|one| match one.offset() {
             Offset::Offset(offset) => Some((one.partition(), offset, one.metadata().to_owned())),
             _ => None,
