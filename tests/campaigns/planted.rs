@@ -18,7 +18,8 @@ enum Catcher {
 
 fn catcher(defect: Defect) -> Catcher {
     match defect {
-        Defect::NoCut | Defect::UncountedDrop => Catcher::Campaign(&KILL, 10),
+        // On a busy machine many are killed before they have written anything.
+        Defect::NoCut | Defect::UncountedDrop => Catcher::Campaign(&KILL, 40),
         Defect::UnstableIdentity | Defect::NoRollForward => Catcher::Campaign(&RECEIVERS, RECEIVERS.sizes.0),
         Defect::InodeAlone | Defect::SizeAlone | Defect::PartialLine => Catcher::Campaign(&ROTATION, ROTATION.sizes.0),
         Defect::NoFolderSync
