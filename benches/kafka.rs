@@ -312,7 +312,7 @@ delivery = "{delivery}"
                 let due = (begun.elapsed().as_secs_f64() * rate as f64) as u64;
                 while sent < due {
                     event(sent, &mut text);
-                    let stamped = format!("{{\"sent\":{:020},{}", now(), &text[1..]);
+                    let stamped = format!("{{\"sent\":\"{:020}\",{}", now(), &text[1..]);
                     send(&producer, &topic, (sent % PARTITIONS as u64) as i32, &stamped);
                     sent += 1;
                 }
@@ -356,7 +356,7 @@ fn read_latencies(cluster: &Cluster, topic: &str, is_over: &AtomicBool) -> Vec<u
     while !is_over.load(Ordering::Acquire) {
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else { continue };
         let payload = message.payload().unwrap_or_default();
-        let sent = std::str::from_utf8(&payload[8..28]).ok().and_then(|text| text.parse::<u64>().ok());
+        let sent = std::str::from_utf8(&payload[9..29]).ok().and_then(|text| text.parse::<u64>().ok());
         let Some(sent) = sent else { continue };
         // The first second is for warming up.
         if sent > *first.get_or_insert(sent) + 1_000_000_000 {

@@ -347,6 +347,8 @@ impl Source for Kafka {
                 )
                 // What is waiting, and one answer of a broker on top of that.
                 .set("queued.max.messages.kbytes", (half >> 10).to_string())
+                // A second, unless told otherwise: far longer than it takes to make room.
+                .set("fetch.queue.backoff.ms", "5")
                 .set("fetch.max.bytes", half.clamp(1 << 20, 50 << 20).to_string())
                 .set("fetch.message.max.bytes", (half / 4).clamp(64 << 10, 1 << 20).to_string());
             for (name, value) in &self.connection.options {
