@@ -152,6 +152,9 @@ const ADDED: &str = "[sinks.added]\ntype = \"blackhole\"\ninputs = [\"failed\"]\
 /// How many large records there are: their notifications make the outbox's journal long enough to be written anew.
 const LARGE: u64 = 20;
 
+/// So many times a story waits for the first file of a buffer to be deleted.
+const TRIMMED_WITHIN: usize = 50;
+
 /// The point to die at, and at which visit.
 type Fault = Option<(&'static str, u64)>;
 
@@ -324,8 +327,10 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
             keeper.wait("what the other sink writes", || scene.count("kept.ndjson") == writer.next)?;
         }
         keeper.wait("a checkpoint, though the receiver is broken", || scene.newest_checkpoint() > newest)?;
+        keeper.wait("a file of the buffer", || !segments(&scene).is_empty())?;
         keeper.kill();
     }
+    let first = segments(&scene).first().cloned();
     receiver.set(Manner::Well);
     keeper.start(&often);
     let posted = || -> BTreeSet<u64> {
@@ -334,11 +339,18 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
         numbers(&records(&text, "/posted", &mut Outcome::default())).into_iter().collect()
     };
     keeper.wait("everything at the receiver", || posted().len() as u64 == writer.next)?;
-    // Some checkpoints later the first files of the buffer are deleted.
-    for _ in 0..5 {
+    // The first file of the buffer is deleted when the epochs that are kept all begin behind it, and another file has begun: what
+    // comes while the receiver is broken begins one in each daemon.
+    for _ in 0..TRIMMED_WITHIN {
+        if segments(&scene).first() > first.as_ref() {
+            break;
+        }
         let newest = scene.newest_checkpoint();
-        writer.append(&scene.log(), 5);
+        receiver.set(Manner::Broken);
+        writer.append(&scene.log(), 40);
         keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest)?;
+        receiver.set(Manner::Well);
+        keeper.wait("them at the receiver", || posted().len() as u64 == writer.next)?;
     }
     keeper.wait("the last ones at the receiver", || posted().len() as u64 == writer.next)?;
     keeper.terminate()?;
@@ -348,6 +360,14 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
     outcome.compare("posted", 0..writer.next, posted());
     scene.audit(outcome);
     Ok(keeper.deaths)
+}
+
+/// The files of the buffer of the sink `posted`, the oldest first.
+fn segments(scene: &Scene) -> Vec<String> {
+    let entries = fs::read_dir(scene.state().join("sinks/posted/buffer")).into_iter().flatten();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 /// Posts numbered records to the daemon, each until it is acknowledged.
