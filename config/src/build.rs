@@ -107,6 +107,7 @@ impl Part<'_> {
             paths,
             folder: folder.to_owned(),
             connected: self.plan.connected(component),
+            silences: Arc::clone(&self.plan.silences),
             partition: self.partition.cloned(),
         }
     }

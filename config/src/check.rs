@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
+use crate::COMMANDS;
 use crate::component::{
     AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Partitioned, Problem, Relay, RelayOptions, Type,
 };
@@ -19,6 +20,7 @@ use crate::plan::{
 use crate::report::{Found, Report, Secrets, Sources};
 use crate::scale::{self, Member, Members, Role};
 use crate::shape::{Shape, Walk, list, nearest};
+use crate::silence::{Silence, SilenceOptions};
 use crate::substitute::{Environment, FILE_BYTES, Piece, expand, written};
 use crate::testing::{Names, TestOptions};
 use crate::tree::{Key, Node, Place, Table, Value, table_from_toml};
@@ -60,6 +62,7 @@ pub fn check(
         is_partial: false,
         daemon: Table::new(),
         components: Vec::new(),
+        silences: Vec::new(),
         tests: Vec::new(),
     };
     let ranges: Vec<_> = sources.ranges().map(|(_, range)| range).collect();
@@ -151,6 +154,7 @@ struct Checker<'a> {
     is_partial: bool,
     daemon: Table<'a>,
     components: Vec<Component<'a>>,
+    silences: Vec<Node<'a>>,
     tests: Vec<Node<'a>>,
 }
 
@@ -179,13 +183,15 @@ impl<'a> Checker<'a> {
                 "sources" => self.component_tables(Kind::Source, &key, value),
                 "operators" => self.component_tables(Kind::Operator, &key, value),
                 "sinks" => self.component_tables(Kind::Sink, &key, value),
-                "tests" => match value.value {
-                    Value::List(tests) => self.tests.extend(tests),
+                name @ ("silences" | "tests") => match value.value {
+                    Value::List(tests) if name == "tests" => self.tests.extend(tests),
+                    Value::List(silences) => self.silences.extend(silences),
                     _ => self.problems.push(
-                        Found::new(&value.place, "`tests` is a list of tables").help("write each test as `[[tests]]`"),
+                        Found::new(&value.place, format!("`{name}` is a list of tables"))
+                            .help(format!("write each as `[[{name}]]`")),
                     ),
                 },
-                "silences" | "tables" | "templates" => {
+                "tables" | "templates" => {
                     let message = format!("`{}` is not supported yet", key.name);
                     self.problems.push(Found::new(&key.place, message).help("remove it"));
                 }
@@ -193,8 +199,8 @@ impl<'a> Checker<'a> {
                     let help = match nearest(name, SECTIONS) {
                         Some(meant) => format!("did you mean `{meant}`?"),
                         None => {
-                            "a configuration has `[daemon]`, `[sources.NAME]`, `[operators.NAME]`, `[sinks.NAME]` and \
-                                 `[[tests]]`"
+                            "a configuration has `[daemon]`, `[sources.NAME]`, `[operators.NAME]`, `[sinks.NAME]`, \
+                                 `[[silences]]` and `[[tests]]`"
                                 .to_owned()
                         }
                     };
@@ -426,6 +432,8 @@ impl<'a> Checker<'a> {
             vertices.push(vertex);
             drafts.push(draft);
         }
+        self.commands(&mut vertices, &mut drafts, &mut written);
+        let silences = self.silences();
         let is_empty = !self.is_partial && self.problems.is_empty();
         if is_empty && !vertices.iter().any(|vertex| vertex.kind == Kind::Source) {
             let message = "the configuration has no source";
@@ -446,6 +454,7 @@ impl<'a> Checker<'a> {
             sinks: Vec::new(),
             edges: graph.edges,
             relays: Vec::new(),
+            silences: silences.into(),
             tests,
         };
         let mut parts: Vec<_> = drafts
@@ -499,6 +508,62 @@ impl<'a> Checker<'a> {
             }
         }
         Ok(plan)
+    }
+
+    /// The source of what people say, which nobody has to write, for the operators that obey it.
+    fn commands(&mut self, vertices: &mut Vec<Vertex>, drafts: &mut Vec<Draft>, written: &mut Vec<Written<'a>>) {
+        let obeys = |draft: &Draft| matches!(draft, Draft::Operator(Some((_, options, _))) if options.obeys());
+        let obeying: Vec<_> = (0..drafts.len()).filter(|at| obeys(&drafts[*at])).collect();
+        let Some(first) = obeying.first() else { return };
+        match vertices.iter().position(|vertex| vertex.name == COMMANDS) {
+            Some(taken) => {
+                let is_it = matches!(&drafts[taken], Draft::Source(Some(source)) if source.type_name == COMMANDS);
+                if !is_it {
+                    let message = format!("`{COMMANDS}` is the name of the source of what people say to `notify`");
+                    self.problems.push(Found::new(&vertices[taken].place, message).help("give it another name"));
+                    return;
+                }
+            }
+            None => {
+                let place = vertices[*first].place.clone();
+                let key = Key { name: COMMANDS.to_owned(), place: place.clone() };
+                // Nothing is heard of people for long, and nobody waits for them.
+                let text = format!("type = \"{COMMANDS}\"\nidle_timeout = \"0s\"");
+                let node = as_written(&text, &place);
+                let source = self.source(&key, node);
+                let inputs = Inputs { are_known: true, ..Inputs::default() };
+                let ports = Some(vec!["rejected".to_owned()]);
+                let (name, kind) = (key.name, Kind::Source);
+                vertices.push(Vertex { name, kind, place: place.clone(), ports, inputs, is_relay: false });
+                drafts.push(Draft::Source(source.map(Box::new)));
+                let written_there = &written[*first];
+                let (node, folder) = (Node::table(place), written_there.folder.clone());
+                written.push(Written { node, place: written_there.place.clone(), folder });
+            }
+        }
+        for at in obeying {
+            let place = vertices[at].place.clone();
+            vertices[at].inputs.names.push((COMMANDS.to_owned(), place));
+        }
+    }
+
+    fn silences(&mut self) -> Vec<Silence> {
+        let shape = Shape::of(SilenceOptions::json_schema);
+        let mut silences = Vec::new();
+        for mut node in std::mem::take(&mut self.silences) {
+            if node.as_table().is_none() {
+                self.problems
+                    .push(Found::new(&node.place, "a silence is a table").help("write each silence as `[[silences]]`"));
+                continue;
+            }
+            self.examine(&shape, &mut node, &[], "silences");
+            let read = |value: ValueDeserializer<'_>| SilenceOptions::deserialize(value);
+            let options = self.parse(&node, &shape, "silences", read, SilenceOptions::problems);
+            if let Some(options) = options.filter(|options| options.problems().is_empty()) {
+                silences.push(options.build());
+            }
+        }
+        silences
     }
 
     /// What is wrong with the configuration for as many daemons as are to run it.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::silence::Silence;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -55,6 +56,8 @@ pub struct BuildContext<'a> {
     pub folder: PathBuf,
     /// Which of the component's ports something is connected to, by name (`late`, `rejected`).
     pub connected: Vec<String>,
+    /// The silences of the configuration.
+    pub silences: Arc<[Silence]>,
     /// The lane that is being built, where daemons share the partitions of a topic; `None`: everything.
     pub partition: Option<AssignedPartition>,
 }
@@ -237,6 +240,11 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         None
     }
 
+    /// Whether what people say to the daemon is for it: then it reads the source [`COMMANDS`](crate::COMMANDS) too.
+    fn obeys(&self) -> bool {
+        false
+    }
+
     /// Pure. Only called when there are no problems.
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -360,6 +368,7 @@ pub trait AnyOperator: Send + Sync {
     fn keying(&self) -> Keying;
     fn makes(&self) -> Makes;
     fn repartition(&self) -> Option<Repartition>;
+    fn obeys(&self) -> bool;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
 
@@ -395,6 +404,10 @@ impl<C: OperatorConfig> AnyOperator for C {
 
     fn repartition(&self) -> Option<Repartition> {
         OperatorConfig::repartition(self)
+    }
+
+    fn obeys(&self) -> bool {
+        OperatorConfig::obeys(self)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

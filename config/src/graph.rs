@@ -242,7 +242,9 @@ impl Resolver<'_> {
         let mut found = Vec::new();
         for (at, vertex) in self.vertices.iter().enumerate().filter(|(at, _)| *at != reader) {
             if !text.contains('.') {
-                if vertex.kind != Kind::Sink && glob.is_match(&vertex.name) {
+                // What people say is for those who obey it alone.
+                let is_offered = vertex.kind != Kind::Sink && vertex.name != crate::COMMANDS;
+                if is_offered && glob.is_match(&vertex.name) {
                     found.push((at, 0));
                 }
                 continue;

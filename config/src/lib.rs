@@ -9,14 +9,18 @@ pub mod component;
 #[cfg(test)]
 mod fakes;
 mod graph;
+pub mod interval;
 mod load;
+pub mod matcher;
 pub mod options;
+mod pattern;
 pub mod plan;
 mod reference;
 mod report;
 pub mod scale;
 mod schema;
 mod shape;
+pub mod silence;
 mod substitute;
 pub mod testing;
 mod text;
@@ -30,3 +34,7 @@ pub use reference::{nearest_page, reference, reference_page};
 pub use report::{Excerpt, Note, Report, Reported};
 pub use schema::schema;
 pub use substitute::{EmptyEnvironment, Environment, SystemEnvironment};
+
+/// The source of what people say to a running daemon: its type, and the name of the one that each configuration with a `notify` has
+/// without being written.
+pub const COMMANDS: &str = "commands";

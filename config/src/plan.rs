@@ -12,6 +12,7 @@ use tocsin_pipeline::time::Timestamp;
 
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource};
 use crate::options::{BufferOptions, DaemonOptions, OnDecodeError};
+use crate::silence::Silence;
 use tocsin_pipeline::timestamp::TimestampOptions;
 
 /// The whole configuration, checked. Components are told apart by number, see [`ComponentId`]; names are distinct over all
@@ -30,6 +31,8 @@ pub struct Plan {
     pub edges: Vec<Edge>,
     /// The topics that records go through, each as a sink and a source of the lists above. Ordered by source.
     pub relays: Vec<PlannedRelay>,
+    /// In the order of the configuration.
+    pub silences: Arc<[Silence]>,
     /// In the order of the configuration.
     pub tests: Vec<Test>,
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json};
 use crate::component::{Catalog, Type};
 use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
 use crate::shape::nearest;
+use crate::silence::SilenceOptions;
 use crate::testing::TestOptions;
 
 /// Makes the schema of options.
@@ -85,6 +86,7 @@ fn pages(catalog: &Catalog) -> Vec<Page> {
         .chain(of(catalog.sinks, "sink"))
         .collect();
     pages.push(Page { name: "daemon", noun: "", schema: DaemonOptions::json_schema });
+    pages.push(Page { name: "silences", noun: "", schema: SilenceOptions::json_schema });
     pages.push(Page { name: "tests", noun: "", schema: TestOptions::json_schema });
     pages
 }

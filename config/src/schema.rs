@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::component::{Catalog, Type};
 use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
+use crate::silence::SilenceOptions;
 use crate::testing::TestOptions;
 
 /// The JSON Schema (2020-12) of a configuration: every kind of component with its options, told apart by `type`.
@@ -14,6 +15,7 @@ pub fn schema(catalog: &Catalog) -> Json {
     let source_options = properties(SourceOptions::json_schema(&mut generator));
     let sink_options = properties(SinkOptions::json_schema(&mut generator));
     let daemon = DaemonOptions::json_schema(&mut generator).to_value();
+    let silence = SilenceOptions::json_schema(&mut generator).to_value();
     let test = TestOptions::json_schema(&mut generator).to_value();
     let inputs = json!({
         "description": "The names of the sources and operators it reads: `NAME`, `NAME.port`, or a pattern such as `web_*`.",
@@ -55,6 +57,7 @@ pub fn schema(catalog: &Catalog) -> Json {
             "sources": tables("Where records come from.", sources),
             "operators": tables("What is done with records.", operators),
             "sinks": tables("Where records and alerts go.", sinks),
+            "silences": { "description": "For which alerts nobody is told for a while.", "type": "array", "items": silence },
             "tests": { "description": "What the configuration does, checked by `tocsin test`.", "type": "array", "items": test },
         },
         "additionalProperties": false,

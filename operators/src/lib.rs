@@ -4,6 +4,7 @@ mod alert;
 mod dedupe;
 mod filter;
 mod key;
+mod notify;
 mod remap;
 mod repartition;
 mod route;
@@ -20,6 +21,7 @@ pub static OPERATORS: &[OperatorType] = &[
     OperatorType::of::<alert::Config>(),
     OperatorType::of::<dedupe::Config>(),
     OperatorType::of::<filter::Config>(),
+    OperatorType::of::<notify::Config>(),
     OperatorType::of::<remap::Config>(),
     OperatorType::of::<repartition::Config>(),
     OperatorType::of::<route::Config>(),

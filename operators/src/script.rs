@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 00:05 {"host":"a"}       a record with its event time, minutes and seconds after 1970-01-01T00:00:00Z
-//! b: 00:05 {"host":"a"}    the same in the lane `b`; without a name it is the lane `a`
+//! b: 00:05 {"host":"a"}    the same in the lane `b`; without a name it is the lane `a`; `commands` is that of the source `commands`
 //! out_of_order 00:10       how much out of order the lanes that appear from here on may be
 //! watermark 00:30          the merged watermark rises
 //! barrier                  a checkpoint is taken
@@ -78,6 +78,7 @@ pub(crate) fn build<C: OperatorConfig>(config: &str) -> Built {
         paths: &mut paths,
         folder: ".".into(),
         connected: config.ports(),
+        silences: [].into(),
         partition: None,
     })
 }
@@ -100,7 +101,9 @@ pub(crate) fn batch(lane: &Arc<Lane>, base: u64, seen_before: Timestamp, records
 }
 
 pub(crate) fn lane(partition: &str, out_of_order: std::time::Duration) -> Arc<Lane> {
-    let (source, partition) = ("source".into(), partition.to_owned());
+    // What people say comes from a source of its own.
+    let source = if partition == tocsin_config::COMMANDS { partition } else { "source" };
+    let (source, partition) = (source.into(), partition.to_owned());
     Arc::new(Lane { source, partition, origin: Origin::Stream, codec: Arc::new(Json), out_of_order })
 }
 

@@ -15,6 +15,7 @@ pub mod fault;
 pub mod fuzzing;
 pub mod graph;
 pub mod health;
+pub mod inquiry;
 pub mod intake;
 pub mod json;
 pub mod ledger;

@@ -296,6 +296,12 @@ pub trait Operator: Send {
         Vec::new()
     }
 
+    /// How it stands, for those who ask while it runs or look at a checkpoint. What may be asked is the operator's own affair; one
+    /// that has nothing to say gives null.
+    fn view(&self, _question: &serde_json::Value) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
     /// How many alerts are in each state, for `tocsin_alerts{rule,state}`; empty for operators that are no rule.
     fn alerts(&self) -> Vec<(&'static str, usize)> {
         Vec::new()

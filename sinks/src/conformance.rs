@@ -104,6 +104,7 @@ pub(crate) fn sink<C: SinkConfig>(options: &str, folder: &Path) -> Box<dyn Sink>
         paths: &mut paths,
         folder: folder.to_owned(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     })
 }

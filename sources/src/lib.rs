@@ -1,9 +1,12 @@
 //! Where records come from, and how their bytes become fields.
 
+mod alerts;
 mod codec;
+mod commands;
 #[cfg(test)]
 mod conformance;
 mod demo;
+pub mod desk;
 mod file;
 mod framing;
 #[cfg(feature = "fuzzing")]
@@ -28,6 +31,8 @@ pub use self::codec::CODECS;
 
 /// All sources there are.
 pub static SOURCES: &[SourceType] = &[
+    SourceType::of::<alerts::Config>(),
+    SourceType::of::<commands::Config>(),
     SourceType::of::<demo::Config>(),
     SourceType::of::<file::Config>(),
     SourceType::of::<http::Config>(),

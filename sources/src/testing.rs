@@ -56,6 +56,7 @@ pub(crate) fn build(config: &impl SourceConfig) -> Box<dyn Source> {
         paths: &mut paths,
         folder: PathBuf::new(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     })
 }

@@ -195,6 +195,7 @@ fn windows(config: &str, values: &[(i64, &str, i64)], size: usize) -> String {
         paths: &mut paths,
         folder: ".".into(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     };
     let Built::Operator { mut operator, .. } = config.build(&mut context) else { unreachable!() };
@@ -305,6 +306,7 @@ fn the_counts_of_alerts_follow_them() {
         paths: &mut paths,
         folder: ".".into(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     };
     let Built::Operator { mut operator, .. } = config.build(&mut context) else { unreachable!() };

@@ -35,6 +35,7 @@ use crate::decider::{Decider, DeciderContext, DeciderError};
 use crate::fault::{self, Defect};
 use crate::graph::{Graph, StageTask, Tasks};
 use crate::health::Health;
+use crate::inquiry::Inquiries;
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::poison::{Guard, Held, Panicked};
@@ -96,6 +97,8 @@ pub struct Status {
     pub is_ready: std::sync::atomic::AtomicBool,
     /// The ledger as of the last barrier.
     pub audit: Mutex<Option<Arc<Audit>>>,
+    /// Where its operators are asked.
+    pub inquiries: Inquiries,
 }
 
 /// Why a pipeline could not start or go on.

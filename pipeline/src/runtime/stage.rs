@@ -12,6 +12,7 @@ use super::{Accounts, Done, Failure, Report, StateReport};
 use crate::chain::{Content, Passage};
 use crate::event::Batch;
 use crate::graph::{Link, StageTask, Stateless, Work};
+use crate::inquiry::Inquiry;
 use crate::ledger::{Account, Kind};
 use crate::metrics::Metrics;
 use crate::sink::{Letters, Queued, SinkInput};
@@ -90,6 +91,7 @@ pub(super) fn accounts(book: &Book, outlets: &Outlets) -> Accounts {
 pub(super) async fn run_stage(
     mut stage: StageTask,
     mut inbox: Inbox,
+    mut inquiries: mpsc::Receiver<Inquiry>,
     outlets: Outlets,
     reports: mpsc::Sender<Report>,
     metrics: Metrics,
@@ -97,7 +99,16 @@ pub(super) async fn run_stage(
     let gauge = metrics.watermark.with_label_values(&[stage.name.as_str()]);
     let mut book = Book::of_chain(&stage.chain);
     let mut passage = Passage::of(&stage.chain);
-    while let Some(arrived) = inbox.next().await {
+    loop {
+        let arrived = tokio::select! {
+            biased;
+            Some(inquiry) = inquiries.recv() => {
+                answer(&stage, inquiry);
+                continue;
+            }
+            arrived = inbox.next() => arrived,
+        };
+        let Some(arrived) = arrived else { break };
         match arrived {
             Arrived::Data { entry, content, permit } => {
                 let (node, number) = stage.entries[entry];
@@ -132,6 +143,14 @@ pub(super) async fn run_stage(
         }
     }
     Ok(Done::Task)
+}
+
+/// Lets the operator that is asked say how it stands. Whoever asked may have gone.
+fn answer(stage: &StageTask, inquiry: Inquiry) {
+    let node = stage.chain.nodes.iter().find(|node| node.name == inquiry.operator);
+    if let Some(Work::Operator(operator)) = node.map(|node| &node.work) {
+        let _ = inquiry.answer.send(operator.view(&inquiry.question));
+    }
 }
 
 fn snapshot(stage: &mut StageTask, full: bool, metrics: &Metrics) -> Vec<StateReport> {

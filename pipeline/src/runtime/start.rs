@@ -429,7 +429,9 @@ impl Runner<'_> {
             if let Some(inbox) = wiring.inbox(TaskId::Stage(index)) {
                 let outlets = wiring.outlets(TaskId::Stage(index));
                 let metrics = self.settings.metrics.clone();
-                self.set.spawn(run_stage(stage, inbox, outlets, self.reports.clone(), metrics));
+                let names = stage.chain.nodes.iter().map(|node| Arc::clone(&node.name));
+                let inquiries = self.settings.status.inquiries.open(names);
+                self.set.spawn(run_stage(stage, inbox, inquiries, outlets, self.reports.clone(), metrics));
             }
         }
         for open in sources {

@@ -37,6 +37,7 @@ impl Logs {
             paths: &mut paths,
             folder: self.folder.path().to_path_buf(),
             connected: Vec::new(),
+            silences: [].into(),
             partition: None,
         };
         SourceConfig::build(&config, &mut context)

@@ -23,6 +23,7 @@ async fn listen(options: &str, test: TestContext) -> (Running, std::net::SocketA
         paths: build_context,
         folder: PathBuf::new(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     };
     let mut streams = config(options).streams(&build_context);
