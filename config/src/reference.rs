@@ -454,6 +454,8 @@ mod tests {
             ### `print`
             ## `daemon`
             ### Options
+            ## `silences`
+            ### Options
             ## `tests`
             ### Options"#]]
         .assert_eq(&headings.join("\n"));

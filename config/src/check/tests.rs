@@ -1010,15 +1010,10 @@ fn values_of_the_wrong_kind_are_told_at_every_level() {
               |           ^
             help: write each operator as `[operators.NAME]`
 
-            a.toml:3:1: error: `silences` is not supported yet
-            3 | silences = []
-              | ^^^^^^^^
-            help: remove it
-
             a.toml:4:9: error: `tests` is a list of tables
             4 | tests = 1
               |         ^
-            help: write each test as `[[tests]]`
+            help: write each as `[[tests]]`
 
             a.toml:5:1: error: `daemon` is a table, not text
             5 | daemon = "x"
@@ -1106,7 +1101,7 @@ fn values_of_the_wrong_kind_are_told_at_every_level() {
             6 | codec.separator = "ab"
               |                   ^^^^
 
-            22 problems
+            21 problems
         "#]],
     );
 }
