@@ -1,9 +1,11 @@
 //! What can be typed.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tocsin_pipeline::time::Timestamp;
 
 use crate::recover::Cost;
 
@@ -26,6 +28,15 @@ pub enum Command {
     Check(CheckArguments),
     /// Run the `[[tests]]` of a configuration on a virtual clock.
     Test(ConfigurationArguments),
+    /// Run the rules over old logs, at full speed in event time, and tell which alerts and notifications they would have made.
+    ///
+    /// Nothing is sent, and no source, sink or data directory is opened: only the logs are read. Each record counts as having
+    /// arrived when it happened.
+    Replay(ReplayArguments),
+    /// Replay logs with two configurations, and tell which alerts are gained, lost and changed, and who is told more or less.
+    ///
+    /// Exit status as that of diff: 0 the same, 1 different, 2 trouble.
+    Diff(DiffArguments),
     /// Tell how a configuration is run: what is fused, pre-filtered, decoded, and what is guaranteed.
     Explain(ConfigurationArguments),
     /// Tell what becomes of state if the configuration is changed: kept, migrated, lost, new.
@@ -105,6 +116,83 @@ pub struct CheckArguments {
     /// How problems are told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+/// Which logs, and what of them.
+#[derive(Args, Clone, Debug)]
+pub struct LogArguments {
+    /// The logs: paths and patterns of paths, plain or compressed with gzip or zstd. Each is read as the source would whose
+    /// `paths` name it, or the only one; `SOURCE=PATH` says which.
+    #[arg(long, required = true, num_args = 1.., value_name = "LOGS")]
+    pub from: Vec<String>,
+    /// Tell what happens from this moment on, such as 2026-11-20 or 2026-11-20T12:00:00Z. All that `--from` names is read
+    /// before, so that windows and alerts stand as they would.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<Timestamp>,
+    /// Read records up to this moment, to the second, and let the clock run up to it. Without it, it ends with the logs: then windows
+    /// close, and alerts that fire go on firing.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<Timestamp>,
+    /// How many threads decode records. Default: as the daemon has. What comes of it does not depend on it.
+    #[arg(long, value_name = "N", hide = true)]
+    pub threads: Option<NonZeroUsize>,
+    /// How many bytes of a log are read at once. What comes of it does not depend on it.
+    #[arg(long, value_name = "N", hide = true)]
+    pub block_bytes: Option<NonZeroUsize>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArguments {
+    #[command(flatten)]
+    pub configuration: ConfigurationArguments,
+    #[command(flatten)]
+    pub logs: LogArguments,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// Draw when rules fire and receivers are told, as wide as the terminal.
+    #[arg(long)]
+    pub chart: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct DiffArguments {
+    /// The configuration as it is and as it is to be, each a file or a folder.
+    #[arg(num_args = 2, value_names = ["OLD", "NEW"], required_unless_present = "old", conflicts_with_all = ["old", "new"])]
+    pub configurations: Vec<PathBuf>,
+    /// The old configuration, of several files.
+    #[arg(long, num_args = 1.., value_name = "FILES", requires = "new")]
+    pub old: Vec<PathBuf>,
+    /// The new one.
+    #[arg(long, num_args = 1.., value_name = "FILES", requires = "old")]
+    pub new: Vec<PathBuf>,
+    #[command(flatten)]
+    pub logs: LogArguments,
+    /// Override an option, of both configurations.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+impl DiffArguments {
+    /// The old configuration and the new one.
+    pub fn sides(&self) -> (ConfigurationArguments, ConfigurationArguments) {
+        let side = |files: &[PathBuf]| ConfigurationArguments { files: files.to_vec(), set: self.set.clone() };
+        match &self.configurations[..] {
+            [old, new] => (side(std::slice::from_ref(old)), side(std::slice::from_ref(new))),
+            _ => (side(&self.old), side(&self.new)),
+        }
+    }
+}
+
+/// A moment, or a day for its beginning.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let of_day = || Timestamp::parse_rfc3339(format!("{text}T00:00:00Z").as_bytes());
+    Timestamp::parse_rfc3339(text.as_bytes())
+        .or_else(of_day)
+        .ok_or_else(|| "write 2026-11-20T12:00:00Z, or 2026-11-20 for the beginning of that day in UTC".into())
 }
 
 #[derive(Args, Clone, Debug)]

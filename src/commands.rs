@@ -12,7 +12,7 @@ use crate::catalog::CATALOG;
 use crate::cli::{
     Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments,
 };
-use crate::{audit, drawing, plan, recover, reload, run, starter, state, testing};
+use crate::{audit, drawing, plan, recover, reload, replay, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -24,6 +24,8 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Check(arguments) => check(&arguments),
         Command::Test(configuration) => test(&configuration),
+        Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Diff(arguments) => Ok(replay::diff(&arguments)),
         Command::Explain(configuration) => {
             let Some(plan) = checked(&configuration) else { return Ok(ExitCode::from(1)) };
             print(&explain(&plan))

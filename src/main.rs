@@ -15,6 +15,7 @@ mod poison;
 mod progress;
 mod recover;
 mod reload;
+mod replay;
 mod run;
 mod starter;
 mod state;

@@ -63,7 +63,8 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
     outcome
 }
 
-fn threads(plan: &Plan) -> usize {
+/// How many threads work on records.
+pub fn threads(plan: &Plan) -> usize {
     match plan.daemon.threads {
         Some(threads) => threads.get(),
         None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

@@ -93,15 +93,7 @@ impl Captures {
             Outlet { component: ComponentId::Sink(sink), port: 0 } => sink,
             _ => {
                 let sink = graph.sinks.len();
-                graph.sinks.push(SinkNode {
-                    name: "test".into(),
-                    meaning: Meaning::of("test"),
-                    sink: Box::new(Discard),
-                    needs_time: true,
-                    buffer_bytes: 1,
-                    when_full: WhenFull::Block,
-                    rejected: Vec::new(),
-                });
+                graph.sinks.push(reader("test"));
                 let targets = match outlet {
                     Outlet { component: ComponentId::Source(at), port: 0 } => &mut graph.sources[at].outputs,
                     Outlet { component: ComponentId::Source(at), .. } => &mut graph.sources[at].rejected,
@@ -133,6 +125,19 @@ impl Captures {
 
     fn seen(&self, outlet: Outlet) -> &[Seen] {
         self.outlets.iter().find(|(known, ..)| *known == outlet).map_or(&[], |(_, _, seen)| seen)
+    }
+}
+
+/// A sink that only a simulation knows: what would be handed to it is looked at where it arrives.
+pub fn reader(name: &'static str) -> SinkNode {
+    SinkNode {
+        name: name.into(),
+        meaning: Meaning::of(name),
+        sink: Box::new(Discard),
+        needs_time: true,
+        buffer_bytes: 1,
+        when_full: WhenFull::Block,
+        rejected: Vec::new(),
     }
 }
 

@@ -195,6 +195,11 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         None
     }
 
+    /// Whether it would read a file of this path, which is absolute; relative paths of its own start at `folder`. No I/O.
+    fn names_file(&self, _path: &Path, _folder: &Path) -> bool {
+        false
+    }
+
     /// No I/O, no task.
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
@@ -322,6 +327,7 @@ pub trait AnySource: Send + Sync {
     fn partitioned(&self) -> Option<Partitioned>;
     fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>>;
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions>;
+    fn names_file(&self, path: &Path, folder: &Path) -> bool;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
 
@@ -352,6 +358,10 @@ impl<C: SourceConfig> AnySource for C {
 
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
         SourceConfig::relay(self, relay, written)
+    }
+
+    fn names_file(&self, path: &Path, folder: &Path) -> bool {
+        SourceConfig::names_file(self, path, folder)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {

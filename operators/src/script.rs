@@ -239,7 +239,10 @@ impl<C: OperatorConfig> Runner<C> {
     fn watermark(&mut self, watermark: Timestamp) {
         let mut output = Output::default();
         if let Built::Operator { operator, .. } = &mut self.built {
+            let deadline = operator.next_deadline();
             operator.on_watermark(watermark, &mut output);
+            let is_quiet = output.batches.is_empty();
+            assert!(is_quiet || deadline <= watermark, "it told something at {watermark}, but not before {deadline}");
         }
         self.tell(0, output);
         self.tell_drops();

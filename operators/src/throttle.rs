@@ -233,6 +233,10 @@ impl Operator for Throttle {
         }
     }
 
+    fn next_deadline(&self) -> Timestamp {
+        Timestamp::MAX
+    }
+
     /// A piece holds, for each stretch and key of the group: its stretch and key behind their length, and its count.
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>)) {
         let mut pieces = vec![Vec::new(); usize::from(KEY_GROUPS)];

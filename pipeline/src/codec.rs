@@ -197,6 +197,27 @@ impl Columns {
         }
     }
 
+    /// The columns of some rows alone, numbered from 0.
+    pub(crate) fn cut(&self, rows: std::ops::Range<usize>) -> Self {
+        let mut arena = Vec::new();
+        let mut moved = |span: Span| {
+            let start = arena.len();
+            arena.extend_from_slice(span.of(&self.arena));
+            Span::new(start, span.len as usize)
+        };
+        let mut cut = |cells: &Vec<Cell>| -> Vec<Cell> {
+            let cells = cells[rows.clone()].iter();
+            let cells = cells.map(|cell| match *cell {
+                Cell::Owned(span) => Cell::Owned(moved(span)),
+                Cell::OwnedJson(span) => Cell::OwnedJson(moved(span)),
+                cell => cell,
+            });
+            cells.collect()
+        };
+        let columns = self.columns.iter().map(|cells| cells.as_ref().map(&mut cut)).collect();
+        Self { columns, arena }
+    }
+
     /// A whole column; `None` if it was not decoded. Faster than asking field by field.
     pub fn cells(&self, path: &FieldPath) -> Option<&[Cell]> {
         self.columns.get(path.index()).and_then(Option::as_deref)

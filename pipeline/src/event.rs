@@ -374,6 +374,28 @@ impl Batch {
         batch
     }
 
+    /// The records of some rows alone, numbered from 0, with these times and this arrival. Only for batches as they are read.
+    #[must_use]
+    pub(crate) fn cut(&self, rows: std::ops::Range<usize>, times: Times, arrival: Timestamp) -> Self {
+        let (first, end) = (rows.start as u32, rows.end as u32);
+        let selection = match &self.selection {
+            Selection::All => Selection::All,
+            Selection::Rows(selected) => {
+                let from = selected.partition_point(|row| *row < first);
+                let to = selected.partition_point(|row| *row < end);
+                Selection::Rows(selected[from..to].iter().map(|row| row - first).collect())
+            }
+        };
+        Self {
+            spans: Arc::new(self.spans[rows.clone()].to_vec()),
+            selection,
+            columns: Arc::new(self.columns.cut(rows)),
+            times: Some(Arc::new(times)),
+            arrival,
+            ..self.undecoded()
+        }
+    }
+
     /// The same records, with nothing decoded: it shares nothing that decoding changes.
     #[must_use]
     pub fn undecoded(&self) -> Self {

@@ -34,7 +34,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    fn of(intake: &Intake, lane: Arc<Lane>) -> Self {
+    pub(crate) fn of(intake: &Intake, lane: Arc<Lane>) -> Self {
         Self {
             lane,
             passage: Passage::of(&intake.chain),
@@ -74,26 +74,35 @@ impl Intake {
         let mut whole = Batch::new(lane, block.bytes, block.base, spans, block.arrival);
         taken.is_told = block.notes.as_ref().is_some_and(|notes| !notes.before.is_empty());
         whole.notes = block.notes.map(Arc::new);
-        let guard = &self.chain.guard;
-        let held = poison::held(&self.name, &whole);
-        let (batch, rejected) = match guard.catch(held, || self.read(whole.clone())) {
-            Ok(read) => read,
-            Err(_) => {
-                let sound = self.without_culprits(&whole, &mut taken);
-                self.read(sound)
-            }
-        };
+        let (batch, rejected) = self.read_guarded(&whole, &mut taken);
         if self.needs_time {
             taken.seen_max = batch.times.as_ref().map_or(Timestamp::MIN, |times| times.max);
         }
+        self.pass(batch, &rejected, &mut taken);
+        taken
+    }
+
+    /// As [`Self::read`], less the records that the codec fails on.
+    pub(crate) fn read_guarded(&self, whole: &Batch, taken: &mut Taken) -> (Batch, Vec<(u32, DecodeError)>) {
+        let held = poison::held(&self.name, whole);
+        match self.chain.guard.catch(held, || self.read(whole.clone())) {
+            Ok(read) => read,
+            Err(_) => {
+                let sound = self.without_culprits(whole, taken);
+                self.read(sound)
+            }
+        }
+    }
+
+    /// Hands on what was read: the records that the codec refuses as dead letters.
+    pub(crate) fn pass(&self, batch: Batch, rejected: &[(u32, DecodeError)], taken: &mut Taken) {
         if !rejected.is_empty() {
-            self.reject(&batch, &rejected, &mut taken);
+            self.reject(&batch, rejected, taken);
         }
         if !batch.is_empty() {
             taken.own.leave(0, &batch, !self.entry.is_empty());
             self.chain.run(&self.entry, batch, &mut taken.passage);
         }
-        taken
     }
 
     /// Decodes records and finds their times; gives those that the codec refuses.

@@ -24,6 +24,7 @@ pub mod operator;
 pub mod path;
 pub mod poison;
 pub mod prefilter;
+pub mod replay;
 pub mod runtime;
 pub mod sharing;
 pub mod simulation;

@@ -264,6 +264,13 @@ pub trait Operator: Send {
     /// fire, in the order of their deadlines. `Timestamp::MAX` when all input has ended.
     fn on_watermark(&mut self, watermark: Timestamp, output: &mut Output);
 
+    /// The least watermark at which [`Self::on_watermark`] may hand something on if no input comes before: whoever moves the
+    /// clock of idle sources stops there, so that timers are told at their very moment. `Timestamp::MAX`: not before all input
+    /// has ended. `Timestamp::MIN`: it does not know; then it is asked each second.
+    fn next_deadline(&self) -> Timestamp {
+        Timestamp::MIN
+    }
+
     /// Hands out the state that changed since the last call, by key group (all of it if `full`); an empty piece says that
     /// nothing is left of the group. Must be quick: it runs between two batches.
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>));

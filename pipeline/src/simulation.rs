@@ -3,7 +3,7 @@
 //! What a sink would be handed is collected with the moment at which it would be. Results equal those of the daemon because
 //! the code between a source's blocks and a sink's inputs is the same; only who calls it differs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +12,26 @@ use bytes::Bytes;
 use crate::chain::{Content, Passage, Sent};
 use crate::checkpoint::Snapshot;
 use crate::event::{Batch, Lane, Origin, Span};
-use crate::graph::{Graph, TaskId, Tasks, Work};
+use crate::graph::{Graph, Intake, TaskId, Tasks, Work};
+use crate::intake::Taken;
+use crate::ledger::Account;
 use crate::metrics::Metrics;
 use crate::operator::StateError;
+use crate::sink::Notification;
 use crate::source::{Block, Framing};
+use crate::tally::Book;
 use crate::time::Timestamp;
 use crate::watermark::{MergedWatermark, SourceWatermark};
 
-/// How finely the virtual clock moves: as often as the daemon looks at idle sources.
+/// How finely the virtual clock moves for operators that do not know what they wait for: as often as the daemon looks at idle
+/// sources.
 const STEP: Duration = Duration::from_secs(1);
+
+/// A stretch without input is looked at so often at most in steps: after a wrong clock it may be decades long.
+const STEPS_MAX: u32 = 86_400;
+
+/// The clock stops at whole milliseconds, as the daemon's timers do.
+const TICK: i64 = 1_000_000;
 
 /// Something a sink would have been handed.
 #[derive(Debug)]
@@ -34,14 +45,20 @@ pub struct Arrival {
 /// A pipeline under a virtual clock.
 pub struct Simulation {
     tasks: Tasks,
-    /// By source.
+    /// By source: the lane of what [`Self::input`] is given.
     lanes: Vec<Arc<Lane>>,
     offsets: Vec<u64>,
     watermarks: Vec<SourceWatermark>,
+    /// By source: the partitions that something was delivered of and that are not settled yet.
+    delivered: Vec<BTreeSet<String>>,
     /// By stage: its writers, and how far they have come.
     merged: Vec<(Vec<TaskId>, MergedWatermark)>,
+    /// By stage: the sources whose watermarks come to it; `None` where some writer never has one.
+    roots: Vec<Option<BTreeSet<usize>>>,
+    books: BTreeMap<TaskId, Book>,
     now: Timestamp,
     arrivals: Vec<Arrival>,
+    steps: u64,
 }
 
 impl Simulation {
@@ -90,9 +107,24 @@ impl Simulation {
         for (index, stage) in tasks.stages.iter().enumerate() {
             add(TaskId::Stage(index), stage.chain.receivers(&[]));
         }
+        let roots = (0..writers.len()).map(|stage| roots(&tasks, &writers, stage)).collect();
         let merged =
             writers.into_iter().map(|writers| (writers.clone(), MergedWatermark::new(writers.len()))).collect();
-        Self { offsets: vec![0; lanes.len()], lanes, watermarks, merged, tasks, now: start, arrivals: Vec::new() }
+        let sources = (0..).zip(&tasks.sources).map(|(at, task)| (TaskId::Source(at), Book::of_intake(&task.intake)));
+        let stages = (0..).zip(&tasks.stages).map(|(at, task)| (TaskId::Stage(at), Book::of_chain(&task.chain)));
+        Self {
+            offsets: vec![0; lanes.len()],
+            delivered: vec![BTreeSet::new(); lanes.len()],
+            books: sources.chain(stages).collect(),
+            lanes,
+            watermarks,
+            merged,
+            roots,
+            tasks,
+            now: start,
+            arrivals: Vec::new(),
+            steps: 0,
+        }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -121,25 +153,104 @@ impl Simulation {
         };
         let lane = Arc::clone(&self.lanes[source]);
         let taken = self.tasks.sources[source].intake.take(lane, block);
-        let seen_before = self.watermarks[source].observe("", taken.seen_max);
+        self.deliver(source, taken);
+        self.settle();
+    }
+
+    /// What the blocks of a source go through; whoever takes them in elsewhere hands over what came of it.
+    pub fn intake(&self, source: usize) -> Arc<Intake> {
+        Arc::clone(&self.tasks.sources[source].intake)
+    }
+
+    /// What was taken in of a source arrives, at the moment the clock shows. [`Self::settle`] follows once all is there that
+    /// arrives at this moment.
+    pub fn deliver(&mut self, source: usize, taken: Taken) {
+        taken.settle(self.book(TaskId::Source(source)));
+        let Taken { lane, passage, seen_max, .. } = taken;
+        let seen_before = self.watermarks[source].observe(&lane.partition, seen_max);
         let mut queue = VecDeque::new();
-        for mut sent in taken.passage.sent {
+        for mut sent in passage.sent {
             sent.content.set_seen_before(seen_before);
             queue.push_back(sent);
         }
         self.run(queue);
-        self.propagate(source);
-        self.watermarks[source].idle("", self.now);
+        if !self.delivered[source].contains(&lane.partition) {
+            self.delivered[source].insert(lane.partition.clone());
+        }
     }
 
-    /// Moves the clock, in steps as the daemon would see them.
+    /// All that arrives at this moment has: event time moves, and the lanes have nothing more to read.
+    pub fn settle(&mut self) {
+        for source in 0..self.delivered.len() {
+            let partitions = std::mem::take(&mut self.delivered[source]);
+            if !partitions.is_empty() {
+                self.propagate(source);
+            }
+            partitions.iter().for_each(|partition| self.watermarks[source].idle(partition, self.now));
+        }
+    }
+
+    /// Begins at `start` with sources that have no lanes yet, instead of one each that has nothing to read.
+    pub fn without_lanes(&mut self, start: Timestamp) {
+        self.now = start;
+        for (watermark, source) in self.watermarks.iter_mut().zip(&self.tasks.sources) {
+            let options = &source.intake.options;
+            *watermark = SourceWatermark::new(options.idle_timeout, options.out_of_order);
+            watermark.advance(start);
+        }
+    }
+
+    /// A lane of a source is there, and holds event time back until it has shown something.
+    pub fn open(&mut self, source: usize, partition: &str) {
+        self.watermarks[source].open(partition);
+    }
+
+    /// A lane of a source gives no more.
+    pub fn close(&mut self, source: usize, partition: &str) {
+        self.watermarks[source].close(partition);
+        self.propagate(source);
+    }
+
+    /// Moves the clock. It stops wherever an idle source comes to what an operator waits for.
     pub fn advance(&mut self, to: Timestamp) {
+        let step = STEP.max(to.since(self.now) / STEPS_MAX);
         while self.now < to {
-            self.now = self.now.saturating_add(STEP).min(to);
+            self.now = self.next_stop(to, step);
+            self.steps += 1;
             for source in 0..self.watermarks.len() {
                 self.propagate(source);
             }
         }
+    }
+
+    /// How often the clock was moved so far: what a test costs, whatever the machine.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn next_stop(&self, to: Timestamp, step: Duration) -> Timestamp {
+        let mut stop = to;
+        for (stage, task) in self.tasks.stages.iter().enumerate() {
+            let Some(roots) = &self.roots[stage] else { continue };
+            let deadlines = task.chain.nodes.iter().filter_map(|node| match &node.work {
+                Work::Operator(operator) => Some(operator.next_deadline()),
+                Work::Transform(_) => None,
+            });
+            let deadline = deadlines.min().unwrap_or(Timestamp::MAX);
+            if deadline == Timestamp::MAX {
+                continue;
+            }
+            let reached = roots.iter().map(|source| self.watermarks[*source].reaches(deadline));
+            let Some(reached) = reached.reduce(|one, other| one.zip(other).map(|(one, other)| one.max(other))).flatten()
+            else {
+                continue;
+            };
+            let tick = Timestamp(reached.0.saturating_add(TICK - 1).div_euclid(TICK).saturating_mul(TICK));
+            // What it waits for is there already: it does not know what that is, or has other reasons to wait.
+            let tick = if tick > self.now { tick } else { self.now.saturating_add(step) };
+            stop = stop.min(tick);
+        }
+        stop
     }
 
     /// All sources have come to their end.
@@ -152,6 +263,16 @@ impl Simulation {
     /// What the sinks would have been handed since this was asked last, in order.
     pub fn take_arrivals(&mut self) -> Vec<Arrival> {
         std::mem::take(&mut self.arrivals)
+    }
+
+    /// What a sink would tell for a record that has arrived.
+    pub fn preview(&self, arrival: &Arrival, row: u32) -> Option<Notification> {
+        self.tasks.sinks[arrival.sink].sink.preview(&arrival.batch, row)
+    }
+
+    /// What became of records so far, by source and operator. What runs behind several feeders is there several times.
+    pub fn accounts(&self) -> impl Iterator<Item = (Arc<str>, Account)> {
+        self.books.values().flat_map(Book::accounts)
     }
 
     /// The state of all operators, as a checkpoint would hold it.
@@ -184,6 +305,10 @@ impl Simulation {
         Ok(())
     }
 
+    fn book(&mut self, task: TaskId) -> &mut Book {
+        self.books.get_mut(&task).expect("every source and stage has its book")
+    }
+
     fn propagate(&mut self, source: usize) {
         if self.tasks.sources[source].intake.needs_time
             && let Some(watermark) = self.watermarks[source].advance(self.now)
@@ -201,6 +326,7 @@ impl Simulation {
             let chain = &mut self.tasks.stages[stage].chain;
             let mut passage = Passage::of(chain);
             chain.on_watermark(watermark, &mut passage).unwrap_or_else(|panicked| panicked.resume());
+            passage.settle(self.book(TaskId::Stage(stage)));
             self.run(passage.sent.into());
             self.signal(TaskId::Stage(stage), watermark);
         }
@@ -209,12 +335,13 @@ impl Simulation {
     fn run(&mut self, mut queue: VecDeque<Sent>) {
         while let Some(Sent { to, entry, content }) = queue.pop_front() {
             match (to, content) {
-                (TaskId::Stage(stage), content) => {
-                    let stage = &mut self.tasks.stages[stage];
+                (TaskId::Stage(number), content) => {
+                    let stage = &mut self.tasks.stages[number];
                     let (node, number) = stage.entries[entry];
                     let mut passage = Passage::of(&stage.chain);
                     let delivered = stage.chain.deliver(node, number, content, &mut passage);
                     delivered.unwrap_or_else(|panicked| panicked.resume());
+                    passage.settle(self.book(TaskId::Stage(number)));
                     queue.extend(passage.sent);
                 }
                 (TaskId::Sink(sink), Content::Batch(batch)) => {
@@ -225,4 +352,24 @@ impl Simulation {
             }
         }
     }
+}
+
+/// The sources whose watermarks come to a stage, through others or not; `None` where one of its writers never has any.
+fn roots(tasks: &Tasks, writers: &[Vec<TaskId>], stage: usize) -> Option<BTreeSet<usize>> {
+    let mut found = BTreeSet::new();
+    let (mut seen, mut open) = (BTreeSet::from([stage]), vec![stage]);
+    while let Some(stage) = open.pop() {
+        for writer in &writers[stage] {
+            match *writer {
+                TaskId::Source(source) if tasks.sources[source].intake.needs_time => drop(found.insert(source)),
+                TaskId::Stage(feeder) => {
+                    if seen.insert(feeder) {
+                        open.push(feeder);
+                    }
+                }
+                TaskId::Source(_) | TaskId::Sink(_) => return None,
+            }
+        }
+    }
+    Some(found)
 }

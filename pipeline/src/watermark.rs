@@ -126,15 +126,44 @@ impl SourceWatermark {
     }
 }
 
+impl SourceWatermark {
+    /// When, by the clock, it comes to `watermark` if nothing is read before; `None`: not by the clock alone.
+    pub fn reaches(&self, watermark: Timestamp) -> Option<Timestamp> {
+        if watermark <= self.merged {
+            return Some(Timestamp::MIN);
+        }
+        let least = Timestamp(watermark.0.saturating_sub(INCLUDED.0));
+        let shown = least.saturating_add(self.idle_timeout).saturating_add(self.out_of_order);
+        let follows = |since: Timestamp| since.saturating_add(self.idle_timeout).max(shown);
+        if self.lanes.is_empty() {
+            return self.empty_since.filter(|_| !self.awaits_lanes).map(follows);
+        }
+        let reached = self.lanes.values().map(|lane| match lane.activity {
+            _ if lane.own() >= watermark => Some(Timestamp::MIN),
+            Activity::Idle(since) => Some(follows(since)),
+            Activity::Active | Activity::Stalled => None,
+        });
+        reached.reduce(|one, other| one.zip(other).map(|(one, other)| one.max(other)))?
+    }
+}
+
 impl LaneState {
+    /// What it has shown by itself.
+    fn own(&self) -> Timestamp {
+        if self.seen == Timestamp::MIN { self.seen } else { self.seen.saturating_sub(self.out_of_order) }
+    }
+
     fn watermark(&self, now: Timestamp, idle_timeout: Duration) -> Timestamp {
-        let own = if self.seen == Timestamp::MIN { self.seen } else { self.seen.saturating_sub(self.out_of_order) };
         match self.activity {
-            Activity::Idle(since) => follow(own, since, now, idle_timeout, self.out_of_order),
-            Activity::Active | Activity::Stalled => own,
+            Activity::Idle(since) => follow(self.own(), since, now, idle_timeout, self.out_of_order),
+            Activity::Active | Activity::Stalled => self.own(),
         }
     }
 }
+
+/// What was silent up to a moment has nothing to tell of that moment either: so a timer of then is over then, and not at the
+/// next look.
+const INCLUDED: Timestamp = Timestamp(1);
 
 /// The watermark of what has been idle since `since`: from `idle_timeout` on, the clock less that timeout.
 fn follow(
@@ -147,7 +176,8 @@ fn follow(
     if now.since(since) < idle_timeout {
         return own;
     }
-    own.max(now.saturating_sub(idle_timeout).saturating_sub(out_of_order))
+    let silent = now.saturating_sub(idle_timeout).saturating_sub(out_of_order);
+    own.max(Timestamp(silent.0.saturating_add(INCLUDED.0)))
 }
 
 /// The least watermark of several inputs.
@@ -207,7 +237,27 @@ mod tests {
     fn a_source_without_lanes_follows_the_clock() {
         let mut watermark = SourceWatermark::new(Duration::from_secs(10), Duration::ZERO);
         assert_eq!(watermark.advance(at(1000)), None);
-        assert_eq!(watermark.advance(at(1020)), Some(at(1010)));
+        assert_eq!(watermark.advance(at(1020)), Some(Timestamp(at(1010).0 + 1)));
+    }
+
+    #[test]
+    fn it_tells_when_it_comes_to_a_moment_if_nothing_is_read() {
+        let mut watermark = SourceWatermark::new(Duration::from_secs(10), Duration::from_secs(2));
+        assert_eq!(watermark.reaches(at(100)), None, "since when it has no lane is not known");
+        watermark.observe("a", at(100));
+        watermark.observe("b", at(50));
+        watermark.idle("b", at(1000));
+        assert_eq!(watermark.advance(at(1000)), Some(at(48)));
+        assert_eq!(watermark.reaches(at(40)), Some(Timestamp::MIN), "it has been there");
+        assert_eq!(watermark.reaches(at(99)), None, "more is to be read of `a`");
+        watermark.idle("a", at(1001));
+        for (wanted, hidden) in [(at(60), at(1010)), (at(99), at(1011)), (Timestamp(at(1200).0 + 1), at(1212))] {
+            let reached = watermark.reaches(wanted).unwrap();
+            assert_eq!(reached, hidden);
+            let mut later = SourceWatermark { lanes: watermark.lanes.clone(), ..SourceWatermark::new(Duration::from_secs(10), Duration::from_secs(2)) };
+            assert!(later.advance(Timestamp(reached.0 - 1)) < Some(wanted), "not a moment before");
+            assert!(later.advance(reached) >= Some(wanted), "{wanted}");
+        }
     }
 
     #[test]

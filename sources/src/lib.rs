@@ -28,6 +28,10 @@ mod testing;
 use tocsin_config::component::SourceType;
 
 pub use self::codec::CODECS;
+/// Old logs, read outside of any pipeline.
+pub mod archive {
+    pub use crate::file::{Archive, Piece, find};
+}
 
 /// All sources there are.
 pub static SOURCES: &[SourceType] = &[

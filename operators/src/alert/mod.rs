@@ -799,6 +799,10 @@ impl Operator for Alerts {
         self.hand_on(output);
     }
 
+    fn next_deadline(&self) -> Timestamp {
+        self.timers.first().map_or(Timestamp::MAX, |(moment, _)| Timestamp(moment.0.saturating_add(1)))
+    }
+
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>)) {
         let changed = std::mem::take(&mut self.changed);
         for group in 0..KEY_GROUPS {

@@ -228,6 +228,12 @@ impl Operator for Window {
         }
     }
 
+    fn next_deadline(&self) -> Timestamp {
+        let Some((first, _)) = self.panes.first_key_value() else { return Timestamp::MAX };
+        let next = (first.start + self.plan.every).max(self.closed.saturating_add(self.plan.every));
+        Timestamp(next.saturating_add(self.plan.lateness))
+    }
+
     /// The piece of group 0 starts with the end of the last window that closed, as 8 bytes. Then each piece holds, for each
     /// pane with keys of the group: its start and the end of the first window it counts for, 8 bytes each; how many keys; and for each of them its bytes behind
     /// their length and its accumulators in the order of the aggregates' names, each as its type describes.

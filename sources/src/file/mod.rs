@@ -1,5 +1,6 @@
 //! The `file` source.
 
+mod archive;
 mod content;
 mod find;
 mod generation;
@@ -11,7 +12,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time;
 
 use futures_util::future::BoxFuture;
@@ -21,6 +22,7 @@ use tocsin_config::component::{BuildContext, Problem, SourceConfig};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::source::{Source, SourceContext, SourceError};
 
+pub use self::archive::{Archive, Piece, find};
 use self::find::Pattern;
 use self::worker::Worker;
 
@@ -155,6 +157,14 @@ impl SourceConfig for Config {
 
     fn is_replayable(&self) -> bool {
         true
+    }
+
+    fn names_file(&self, path: &Path, folder: &Path) -> bool {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let is_among = |patterns: &[String]| {
+            patterns.iter().any(|pattern| Pattern::new(pattern, &folder).is_ok_and(|pattern| pattern.matches(path)))
+        };
+        is_among(&self.paths) && !is_among(&self.exclude)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {
