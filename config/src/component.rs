@@ -195,7 +195,7 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         None
     }
 
-    /// Whether it would read a file of this path, which is absolute; relative paths of its own start at `folder`. No I/O.
+    /// Whether it would read a file of this path; relative paths of its own start at `folder`. Both are absolute. No I/O.
     fn names_file(&self, _path: &Path, _folder: &Path) -> bool {
         false
     }

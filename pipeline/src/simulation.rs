@@ -241,7 +241,8 @@ impl Simulation {
                 continue;
             }
             let reached = roots.iter().map(|source| self.watermarks[*source].reaches(deadline));
-            let Some(reached) = reached.reduce(|one, other| one.zip(other).map(|(one, other)| one.max(other))).flatten()
+            let Some(reached) =
+                reached.reduce(|one, other| one.zip(other).map(|(one, other)| one.max(other))).flatten()
             else {
                 continue;
             };

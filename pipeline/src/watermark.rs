@@ -254,7 +254,10 @@ mod tests {
         for (wanted, hidden) in [(at(60), at(1010)), (at(99), at(1011)), (Timestamp(at(1200).0 + 1), at(1212))] {
             let reached = watermark.reaches(wanted).unwrap();
             assert_eq!(reached, hidden);
-            let mut later = SourceWatermark { lanes: watermark.lanes.clone(), ..SourceWatermark::new(Duration::from_secs(10), Duration::from_secs(2)) };
+            let mut later = SourceWatermark {
+                lanes: watermark.lanes.clone(),
+                ..SourceWatermark::new(Duration::from_secs(10), Duration::from_secs(2))
+            };
             assert!(later.advance(Timestamp(reached.0 - 1)) < Some(wanted), "not a moment before");
             assert!(later.advance(reached) >= Some(wanted), "{wanted}");
         }

@@ -67,17 +67,20 @@ pub fn compare(old: &Outcome, new: &Outcome) -> Difference {
         let episode = change.episode();
         (episode.start, episode.rule.clone(), episode.labels.clone())
     });
-    let mut unmatched: BTreeMap<&Sent, u64> = BTreeMap::new();
+    fn told(sent: &Sent) -> (Timestamp, &str, Option<&str>, &str) {
+        (sent.time, &sent.receiver, sent.subject.as_deref(), &sent.body)
+    }
+    let mut unmatched: BTreeMap<_, u64> = BTreeMap::new();
     for sent in &old.sent {
-        *unmatched.entry(sent).or_default() += 1;
+        *unmatched.entry(told(sent)).or_default() += 1;
         difference.receivers.entry(sent.receiver.to_string()).or_default().old += 1;
     }
     for sent in &new.sent {
-        let told = difference.receivers.entry(sent.receiver.to_string()).or_default();
-        told.new += 1;
-        match unmatched.get_mut(sent).filter(|count| **count > 0) {
+        let counts = difference.receivers.entry(sent.receiver.to_string()).or_default();
+        counts.new += 1;
+        match unmatched.get_mut(&told(sent)).filter(|count| **count > 0) {
             Some(count) => *count -= 1,
-            None => told.others += 1,
+            None => counts.others += 1,
         }
     }
     difference
@@ -89,7 +92,9 @@ fn pair(old: Vec<Episode>, new: Vec<Episode>, difference: &mut Difference) {
     let (mut old, mut new) = (old.into_iter().peekable(), new.into_iter().peekable());
     loop {
         match (old.peek(), new.peek()) {
-            (Some(one), Some(other)) if end(one) < other.start => difference.changes.extend(old.next().map(Change::Lost)),
+            (Some(one), Some(other)) if end(one) < other.start => {
+                difference.changes.extend(old.next().map(Change::Lost))
+            }
             (Some(one), Some(other)) if end(other) < one.start => {
                 difference.changes.extend(new.next().map(Change::Gained));
             }
@@ -160,9 +165,7 @@ fn times(episode: &Episode) -> String {
 
 /// The difference for programs.
 pub fn json(difference: &Difference) -> String {
-    let times = |episode: &Episode| {
-        json!({ "starts_at": episode.start.to_string(), "ends_at": episode.end.map(|end| end.to_string()) })
-    };
+    let times = |episode: &Episode| json!({ "starts_at": episode.start.to_string(), "ends_at": episode.end.map(|end| end.to_string()) });
     let mut lines = Vec::new();
     for change in &difference.changes {
         let (word, old, new) = match change {
@@ -178,7 +181,8 @@ pub fn json(difference: &Difference) -> String {
     }
     for (receiver, told) in &difference.receivers {
         let Told { old, new, others } = told;
-        lines.push(json!({ "kind": "receiver", "receiver": receiver, "old": old, "new": new, "not_as_before": others }));
+        lines
+            .push(json!({ "kind": "receiver", "receiver": receiver, "old": old, "new": new, "not_as_before": others }));
     }
     lines.push(json!({ "kind": "summary", "is_same": difference.is_none(), "same_alerts": difference.same }));
     lines.into_iter().map(|line| format!("{line}\n")).collect()

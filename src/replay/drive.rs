@@ -96,6 +96,8 @@ impl Drive<'_> {
                 }
                 self.advance(at);
                 now = at;
+                // Logs at their end are gone, so the numbers have changed.
+                continue;
             }
             let reading = &mut self.reading[number];
             let taken = reading.take().expect("it has told of a slice");

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use tocsin_config::Plan;
+use tocsin_config::plan::PlannedSource;
 use tocsin_pipeline::event::{Lane, Origin};
 use tocsin_pipeline::graph::Intake;
 use tocsin_pipeline::intake::Taken;
@@ -59,7 +60,14 @@ pub fn assign(plan: &Plan, named: &[String]) -> anyhow::Result<Vec<Log>> {
 /// The source whose own `paths` name a file, or the only one there is.
 fn owner(plan: &Plan, path: &Path) -> anyhow::Result<usize> {
     let numbered = || plan.sources.iter().enumerate();
-    let naming: Vec<_> = numbered().filter(|(_, source)| source.options.names_file(path, &source.folder)).collect();
+    let names = |source: &PlannedSource| {
+        let folder = std::path::absolute(".").unwrap_or_default().join(&source.folder);
+        // As it was typed, and with the links in its folders followed: patterns may name it either way.
+        let resolved = resolved(path).zip(folder.canonicalize().ok());
+        source.options.names_file(path, &folder)
+            || resolved.is_some_and(|(path, folder)| source.options.names_file(&path, &folder))
+    };
+    let naming: Vec<_> = numbered().filter(|(_, source)| names(source)).collect();
     let files: Vec<_> = numbered().filter(|(_, source)| source.type_name == "file").collect();
     match (&naming[..], &files[..], plan.sources.len()) {
         ([(number, _)], ..) | ([], [(number, _)], _) => Ok(*number),
@@ -67,6 +75,11 @@ fn owner(plan: &Plan, path: &Path) -> anyhow::Result<usize> {
         ([], ..) => bail!("which source is {} of? write SOURCE={0}; {}", path.display(), sources(plan)),
         _ => bail!("several sources read {}; write SOURCE={0}; {}", path.display(), sources(plan)),
     }
+}
+
+/// A path whose folder is named without links.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?))
 }
 
 fn sources(plan: &Plan) -> String {

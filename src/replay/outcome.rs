@@ -32,11 +32,13 @@ pub struct Transition {
 }
 
 /// Something that a receiver would have been sent.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sent {
     /// When: the clock, had the records come when they happened.
     pub time: Timestamp,
     pub receiver: Arc<str>,
+    /// The operator that the record comes from.
+    pub from: Arc<str>,
     pub subject: Option<String>,
     pub body: String,
 }
@@ -203,8 +205,8 @@ impl Collector {
                     continue;
                 }
                 let receiver = Arc::clone(&self.names[arrival.sink]);
-                let time = arrival.at.max(time);
-                self.send(Sent { time, receiver, subject: told.subject, body: told.body });
+                let (time, from) = (arrival.at.max(time), Arc::clone(&arrival.batch.lane.source));
+                self.send(Sent { time, receiver, from, subject: told.subject, body: told.body });
             }
         }
     }
@@ -236,10 +238,13 @@ impl Collector {
         self.sent.push(sent);
     }
 
-    /// All that was taken, in order of time. What came first of one moment does not show: it may depend on how blocks were cut.
+    /// All that was taken, in order of time. Which of several rules was first within a second does not show: that may depend on
+    /// how blocks were cut.
     pub fn finish(mut self) -> Outcome {
         self.transitions.sort_by(|one, other| (one.time, &one.rule).cmp(&(other.time, &other.rule)));
-        self.sent.sort();
+        self.sent.sort_by(|one, other| {
+            (one.time, &one.receiver, &one.from).cmp(&(other.time, &other.receiver, &other.from))
+        });
         let mut rules: Vec<_> = self.rules.into_values().collect();
         rules.sort();
         Outcome {

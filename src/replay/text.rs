@@ -36,7 +36,8 @@ pub fn timeline(outcome: &Outcome) -> String {
         match told {
             Told::Alert(told) => {
                 let Transition { time, rule, state, labels, .. } = told;
-                let summary = told.summary.as_deref().map_or(String::new(), |summary| format!("  {}", one_line(summary)));
+                let summary =
+                    told.summary.as_deref().map_or(String::new(), |summary| format!("  {}", one_line(summary)));
                 writeln!(text, "{time}  {:<8}  {rule} {}{summary}", state.as_str(), labels_text(labels))
             }
             Told::Notification(sent) => {

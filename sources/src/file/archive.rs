@@ -128,8 +128,10 @@ mod tests {
     #[test]
     fn a_log_is_read_the_same_whatever_it_is_packed_in_and_however_large_the_blocks_are() {
         let folder = tempfile::tempdir().unwrap();
-        let text: String = (0..200).map(|n| format!("{n} {}\n", "x".repeat(n % 37))).chain(["no newline".into()]).collect();
-        let (plain, gzip, zstd) = (folder.path().join("log"), folder.path().join("log.gz"), folder.path().join("log.zst"));
+        let text: String =
+            (0..200).map(|n| format!("{n} {}\n", "x".repeat(n % 37))).chain(["no newline".into()]).collect();
+        let (plain, gzip, zstd) =
+            (folder.path().join("log"), folder.path().join("log.gz"), folder.path().join("log.zst"));
         fs::write(&plain, &text).unwrap();
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(text.as_bytes()).unwrap();
@@ -156,8 +158,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             max_lines: 100,
         };
-        let options =
-            RecordOptions { multiline: Some(multiline), max_record_bytes: 12, ..RecordOptions::default() };
+        let options = RecordOptions { multiline: Some(multiline), max_record_bytes: 12, ..RecordOptions::default() };
         for block_bytes in [1, 5, 1 << 20] {
             let found = records(&path, &options, block_bytes);
             assert_eq!(found[..2], ["0 a\n  b\n  c".to_owned(), "10 d".to_owned()], "{block_bytes}");

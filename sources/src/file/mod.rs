@@ -160,9 +160,8 @@ impl SourceConfig for Config {
     }
 
     fn names_file(&self, path: &Path, folder: &Path) -> bool {
-        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let is_among = |patterns: &[String]| {
-            patterns.iter().any(|pattern| Pattern::new(pattern, &folder).is_ok_and(|pattern| pattern.matches(path)))
+            patterns.iter().any(|pattern| Pattern::new(pattern, folder).is_ok_and(|pattern| pattern.matches(path)))
         };
         is_among(&self.paths) && !is_among(&self.exclude)
     }
