@@ -6,7 +6,7 @@ mod diff;
 mod drive;
 mod logs;
 mod outcome;
-mod text;
+pub mod text;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

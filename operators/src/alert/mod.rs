@@ -463,6 +463,8 @@ struct Alerts {
     arrival: Timestamp,
     /// What the input that is being taken has led to.
     told: Vec<(Timestamp, Value)>,
+    /// Whether pending is told too.
+    tells_pending: bool,
     errors: u64,
 }
 
@@ -485,7 +487,6 @@ impl Alerts {
     fn new(rule: Arc<Rule>) -> Self {
         Self {
             lane: Arc::new(Lane::of_operator(Arc::clone(&rule.name), Origin::Operator)),
-            rule,
             entries: BTreeMap::new(),
             timers: BTreeSet::new(),
             members: vec![BTreeSet::new(); usize::from(KEY_GROUPS)],
@@ -498,6 +499,8 @@ impl Alerts {
             evidence_bytes: 0,
             arrival: Timestamp(0),
             told: Vec::new(),
+            tells_pending: rule.emit_pending,
+            rule,
             errors: 0,
         }
     }
@@ -635,7 +638,7 @@ impl Alerts {
         let entry = &self.entries[key];
         let alert = &entry.alert;
         let (state, time, starts_at, ends_at) = match transition {
-            Transition::Pending if self.rule.emit_pending => ("pending", alert.since, alert.since, None),
+            Transition::Pending if self.tells_pending => ("pending", alert.since, alert.since, None),
             Transition::Firing => ("firing", alert.started, alert.started, None),
             Transition::Resolved(at) => ("resolved", at, alert.started, Some(at)),
             Transition::Pending | Transition::Withdrawn => return,
@@ -851,6 +854,10 @@ impl Operator for Alerts {
 
     fn explain(&self) -> Vec<String> {
         vec![format!("condition: {}", self.rule.condition.way())]
+    }
+
+    fn tell_pending(&mut self) {
+        self.tells_pending = true;
     }
 
     fn alerts(&self) -> Vec<(&'static str, usize)> {

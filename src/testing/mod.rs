@@ -1,28 +1,34 @@
 //! `tocsin test`: runs the `[[tests]]` of a configuration on a virtual clock, through the plan that the daemon would run.
 
+mod notifications;
+
 use std::fmt::Write as _;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value as Json};
 use tocsin_config::build::build;
-use tocsin_config::plan::{ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, Test};
-use tocsin_pipeline::event::Batch;
+use tocsin_config::plan::{AlertState, ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, Test};
 use tocsin_pipeline::evolution::Meaning;
 use tocsin_pipeline::graph::{Graph, SinkNode, Target, WhenFull};
 use tocsin_pipeline::json::write_value;
-use tocsin_pipeline::simulation::Simulation;
-use tocsin_pipeline::sink::{Notification, Sink, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::operator::Built;
+use tocsin_pipeline::simulation::{Arrival, Simulation};
+use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
+
+use notifications::Sent;
 
 /// What became of a test: nothing to say, or what was expected and did not happen.
 pub struct Outcome {
     pub name: String,
     pub failures: Vec<String>,
+    /// How often the virtual clock was moved.
+    pub steps: u64,
 }
 
 /// Runs all tests of a plan.
 pub fn run_all(plan: &Plan) -> Vec<Outcome> {
-    plan.tests.iter().map(|test| Outcome { name: test.name.clone(), failures: run(plan, test) }).collect()
+    plan.tests.iter().map(|test| run(plan, test)).collect()
 }
 
 /// Something that came out at an outlet that the test looks at.
@@ -33,17 +39,54 @@ struct Seen {
     raw: String,
 }
 
-fn run(plan: &Plan, test: &Test) -> Vec<String> {
-    let mut graph = build(plan);
+fn run(plan: &Plan, test: &Test) -> Outcome {
     let mut captures = Captures::default();
+    let mut graph = build(plan);
     for expected in &test.expect {
         captures.add(&mut graph, expected.from);
     }
-    for expected in &test.alerts {
-        captures.add(&mut graph, Outlet { component: ComponentId::Operator(expected.rule), port: 0 });
+    let rules = test.alerts.iter().map(|expected| outlet_of(expected.rule));
+    // Where somebody asks for it rules tell that they are pending: in a run of its own, as sinks must not hear of it.
+    let mut watched = None;
+    if test.alerts.iter().any(|expected| expected.state == AlertState::Pending) {
+        let mut telling = build(plan);
+        for node in &mut telling.operators {
+            if let Built::Operator { operator, .. } = &mut node.built {
+                operator.tell_pending();
+            }
+        }
+        let mut captures = Captures::default();
+        rules.for_each(|rule| captures.add(&mut telling, rule));
+        play(telling, test, |arrival, _| captures.take(arrival));
+        watched = Some(captures);
+    } else {
+        rules.for_each(|rule| captures.add(&mut graph, rule));
     }
-    // The sinks are asked what they would send; the graph takes its own.
-    let receivers = build(plan).sinks;
+    let mut sent = Vec::new();
+    let steps = play(graph, test, |arrival, simulation| {
+        let told = arrival.batch.rows().filter_map(|row| simulation.preview(arrival, row));
+        sent.extend(told.map(|told| Sent { at: arrival.at, receiver: arrival.sink, told }));
+        captures.take(arrival);
+    });
+    let mut failures = Vec::new();
+    for expected in &test.expect {
+        check_records(expected, captures.seen(expected.from), &mut failures);
+    }
+    for expected in &test.alerts {
+        let seen = watched.as_ref().unwrap_or(&captures).seen(outlet_of(expected.rule));
+        check_alert(plan, expected, seen, &mut failures);
+    }
+    failures.extend(notifications::check(plan, test, &sent));
+    Outcome { name: test.name.clone(), failures, steps }
+}
+
+/// What a rule tells.
+fn outlet_of(rule: usize) -> Outlet {
+    Outlet { component: ComponentId::Operator(rule), port: 0 }
+}
+
+/// Runs the input of a test through a graph; gives how often the clock was moved.
+fn play(graph: Graph, test: &Test, mut take: impl FnMut(&Arrival, &Simulation)) -> u64 {
     let mut simulation = Simulation::new(graph, test.start);
     for input in &test.input {
         simulation.advance(input.at);
@@ -54,26 +97,10 @@ fn run(plan: &Plan, test: &Test) -> Vec<String> {
         Some(until) => simulation.advance(until),
         None => simulation.end(),
     }
-    let mut sent = Vec::new();
     for arrival in simulation.take_arrivals() {
-        for row in arrival.batch.rows() {
-            let receiver = receivers.get(arrival.sink);
-            if let Some(notification) = receiver.and_then(|receiver| receiver.sink.preview(&arrival.batch, row)) {
-                sent.push((arrival.at, arrival.sink, notification));
-            }
-            captures.take(arrival.sink, &arrival.batch, row);
-        }
+        take(&arrival, &simulation);
     }
-    let mut failures = Vec::new();
-    for expected in &test.expect {
-        check_records(expected, captures.seen(expected.from), &mut failures);
-    }
-    for expected in &test.alerts {
-        let outlet = Outlet { component: ComponentId::Operator(expected.rule), port: 0 };
-        check_alert(plan, expected, captures.seen(outlet), &mut failures);
-    }
-    check_notifications(plan, test, &sent, &mut failures);
-    failures
+    simulation.steps()
 }
 
 /// The outlets that a test looks at: each read by a sink that only the simulation knows.
@@ -108,9 +135,10 @@ impl Captures {
         self.outlets.push((outlet, sink, Vec::new()));
     }
 
-    fn take(&mut self, sink: usize, batch: &Batch, row: u32) {
-        for (_, number, seen) in &mut self.outlets {
-            if *number == sink {
+    fn take(&mut self, arrival: &Arrival) {
+        let batch = &arrival.batch;
+        for (_, _, seen) in self.outlets.iter_mut().filter(|(_, sink, _)| *sink == arrival.sink) {
+            for row in batch.rows() {
                 let mut json = Vec::new();
                 write_value(&batch.value(row), &mut json);
                 let record = serde_json::from_slice(&json).unwrap_or(Json::Null);
@@ -220,40 +248,6 @@ fn check_alert(plan: &Plan, expected: &ExpectedAlert, seen: &[Seen], failures: &
     failures.push(text);
 }
 
-fn check_notifications(
-    plan: &Plan,
-    test: &Test,
-    sent: &[(Timestamp, usize, Notification)],
-    failures: &mut Vec<String>,
-) {
-    let Some(expected) = &test.notifications else { return };
-    let matches = |want: &tocsin_config::plan::ExpectedNotification,
-                   (at, receiver, sent): &(Timestamp, usize, Notification)| {
-        want.at == *at
-            && want.receiver == *receiver
-            && want.subject.as_ref().is_none_or(|subject| sent.subject.as_ref() == Some(subject))
-            && want.body.as_ref().is_none_or(|body| sent.body == *body)
-    };
-    if expected.len() == sent.len() && expected.iter().zip(sent).all(|(want, sent)| matches(want, sent)) {
-        return;
-    }
-    let mut text = format!("{}: other notifications are sent than expected", place(&test.place));
-    for want in expected {
-        let mark = if sent.iter().any(|sent| matches(want, sent)) { ' ' } else { '-' };
-        let subject = want.subject.as_deref().map_or(String::new(), |subject| format!(" {subject:?}"));
-        let body = want.body.as_deref().map_or(String::new(), |body| format!("\n      {body:?}"));
-        write!(text, "\n  {mark} {} {}{subject}{body}", want.at, plan.sinks[want.receiver].name)
-            .expect("writing to a string");
-    }
-    for one in sent.iter().filter(|one| !expected.iter().any(|want| matches(want, one))) {
-        let (at, receiver, notification) = one;
-        let subject = notification.subject.as_deref().map_or(String::new(), |subject| format!(" {subject:?}"));
-        write!(text, "\n  + {at} {}{subject}\n      {:?}", plan.sinks[*receiver].name, notification.body)
-            .expect("writing to a string");
-    }
-    failures.push(text);
-}
-
 /// Whether `record` has all that `want` names.
 fn includes(want: &Json, record: &Json) -> bool {
     match (want, record) {
@@ -270,3 +264,6 @@ fn includes_all(want: &Map<String, Json>, record: &Map<String, Json>) -> bool {
 fn place(place: &tocsin_config::plan::Place) -> String {
     format!("{}:{}", place.file, place.line)
 }
+
+#[cfg(test)]
+mod tests;
