@@ -43,15 +43,16 @@ since {{ starts_at }}
 """
 "#;
 
-fn outcomes(tests: &str) -> Vec<Outcome> {
+fn outcomes(tests: &str) -> Vec<(Outcome, u64)> {
     let files = [SourceFile { name: "rules.toml".into(), text: format!("{RULES}{tests}") }];
     let plan = checked(&files, &EmptyEnvironment, &CATALOG, &[]);
-    run_all(&plan.unwrap_or_else(|report| panic!("{}", report.render(false))))
+    let plan = plan.unwrap_or_else(|report| panic!("{}", report.render(false)));
+    plan.tests.iter().map(|test| run(&plan, test)).collect()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "reads as a table")]
 fn check(tests: &str, expected: Expect) {
-    let told = outcomes(tests).into_iter().map(|outcome| match &outcome.failures[..] {
+    let told = outcomes(tests).into_iter().map(|(outcome, _)| match &outcome.failures[..] {
         [] => format!("ok {}\n", outcome.name),
         failures => format!("FAILED {}\n{}\n", outcome.name, failures.join("\n")),
     });
@@ -188,9 +189,9 @@ advance = "6h"
 notifications = [{ receiver = "chat", at = "+1s" }, { receiver = "chat", at = "+12500ms" }]
 "#,
     );
-    assert_eq!(quiet[0].failures, Vec::<String>::new());
+    assert_eq!(quiet[0].0.failures, Vec::<String>::new());
     // The clock stops at the input, where the alert ends, where the window closes, and at the end.
-    expect!["4 steps"].assert_eq(&format!("{} steps", quiet[0].steps));
+    expect!["4 steps"].assert_eq(&format!("{} steps", quiet[0].1));
     let mut busy = String::from(
         "[[tests]]\nname = \"a record each minute for six hours\"\nstart = \"2026-11-20T12:00:00Z\"\nnotifications = []\ninput = [\n",
     );
@@ -203,6 +204,6 @@ notifications = [{ receiver = "chat", at = "+1s" }, { receiver = "chat", at = "+
     }
     busy += "]\nadvance = \"1m\"\n";
     let busy = outcomes(&busy);
-    assert_eq!(busy[0].failures, Vec::<String>::new());
-    expect!["360 steps"].assert_eq(&format!("{} steps", busy[0].steps));
+    assert_eq!(busy[0].0.failures, Vec::<String>::new());
+    expect!["360 steps"].assert_eq(&format!("{} steps", busy[0].1));
 }

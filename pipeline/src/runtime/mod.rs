@@ -1,6 +1,7 @@
 //! Running a pipeline: the tasks, their edges, the checkpoints, and an ordered end.
 
 mod coordinator;
+mod deadlines;
 mod edge;
 mod journal;
 mod offload;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::coordinator::{Books, Coordinator};
+use self::deadlines::Deadlines;
 pub use self::offload::offload;
 use self::restore::SetAside;
 pub use self::restore::State;
@@ -297,6 +299,7 @@ pub async fn open<'a>(
         journals: BTreeMap::new(),
         completed: Vec::new(),
         hurry: Arc::new(Notify::new()),
+        deadlines: Deadlines::new(tasks.stages.len()),
         activity: Arc::new(AtomicU64::new(0)),
     };
     let Tasks { sources, stages, sinks } = tasks;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::deadlines::{Deadlines, wait};
 use super::edge::{Outlets, Signal, Ticket};
 use super::journal::{Events, Journaled};
 use super::offload::offload;
@@ -84,6 +85,8 @@ pub(super) struct SourceDriver {
     pub parallel: usize,
     /// Where a checkpoint is asked for soon, because clients wait for it.
     pub hurry: Arc<tokio::sync::Notify>,
+    /// What the stages wait for.
+    pub deadlines: Arc<Deadlines>,
     pub health: Health,
     /// The lanes that cannot be read.
     pub stalled: BTreeSet<String>,
@@ -99,12 +102,15 @@ impl SourceDriver {
         let mut is_open = true;
         let mut ticks = tokio::time::interval(self.tick());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut deadlines = self.deadlines.changed();
         loop {
             while !matches!(queue.front(), None | Some(Item::Running { .. })) {
                 let item = queue.pop_front().expect("it has a front");
                 self.finish(item, &mut acknowledgements).await?;
             }
             let has_room = queue.len() < self.parallel;
+            let waits = is_open && self.intake.needs_time;
+            let due = if waits { self.deadlines.soonest(&self.watermark, self.clock.now()) } else { None };
             tokio::select! {
                 biased;
                 taken = front(&mut queue) => {
@@ -128,6 +134,8 @@ impl SourceDriver {
                     }
                 },
                 _ = ticks.tick(), if is_open => self.advance().await?,
+                () = wait(due) => self.advance().await?,
+                Ok(()) = deadlines.changed(), if waits => {}
             }
         }
     }

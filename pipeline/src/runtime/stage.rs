@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::deadlines::next_deadline;
 use super::edge::{Arrived, Inbox, Outlets, Signal, SinkDoor};
 use super::{Accounts, Done, Failure, Report, StateReport};
 use crate::chain::{Content, Passage};
@@ -87,7 +88,7 @@ pub(super) fn accounts(book: &Book, outlets: &Outlets) -> Accounts {
     book.accounts().into_iter().chain(outlets.accounts()).collect()
 }
 
-/// The task of a stage: hands what arrives to its operators, in order.
+/// The task of a stage: hands what arrives to its operators, in order, and tells what they wait for.
 pub(super) async fn run_stage(
     mut stage: StageTask,
     mut inbox: Inbox,
@@ -95,7 +96,9 @@ pub(super) async fn run_stage(
     outlets: Outlets,
     reports: mpsc::Sender<Report>,
     metrics: Metrics,
+    tell: impl Fn(Timestamp) + Send,
 ) -> Result<Done, Failure> {
+    tell(next_deadline(&stage));
     let gauge = metrics.watermark.with_label_values(&[stage.name.as_str()]);
     let mut book = Book::of_chain(&stage.chain);
     let mut passage = Passage::of(&stage.chain);
@@ -141,6 +144,7 @@ pub(super) async fn run_stage(
         for sent in passage.sent.drain(..) {
             outlets.send(sent).await?;
         }
+        tell(next_deadline(&stage));
     }
     Ok(Done::Task)
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::deadlines::Deadlines;
 use super::edge::{EDGE_MESSAGES, Level, Signal, Ticket};
 use super::journal::{self, Events, Journal, OpenJournal};
 use super::source::SourceDriver;
@@ -90,6 +91,8 @@ pub(super) struct Runner<'a> {
     /// By source: where it is told what the last complete epoch holds.
     pub completed: Vec<(Arc<str>, watch::Sender<Arc<Positions>>)>,
     pub hurry: Arc<Notify>,
+    /// What the stages wait for.
+    pub deadlines: Arc<Deadlines>,
     pub activity: Arc<AtomicU64>,
 }
 
@@ -280,6 +283,7 @@ impl Runner<'_> {
                 journal: journal.as_ref().map(|journal| journal.from),
                 parallel: self.settings.threads.max(1) * 2,
                 hurry: Arc::clone(&self.hurry),
+                deadlines: Arc::clone(&self.deadlines),
                 health: self.settings.health.clone(),
                 stalled: BTreeSet::new(),
                 activity: Arc::clone(&self.activity),
@@ -431,7 +435,10 @@ impl Runner<'_> {
                 let metrics = self.settings.metrics.clone();
                 let names = stage.chain.nodes.iter().map(|node| Arc::clone(&node.name));
                 let inquiries = self.settings.status.inquiries.open(names);
-                self.set.spawn(run_stage(stage, inbox, inquiries, outlets, self.reports.clone(), metrics));
+                let deadlines = Arc::clone(&self.deadlines);
+                let tell = move |deadline| deadlines.tell(index, deadline);
+                let reports = self.reports.clone();
+                self.set.spawn(run_stage(stage, inbox, inquiries, outlets, reports, metrics, tell));
             }
         }
         for open in sources {
