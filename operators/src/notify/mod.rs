@@ -146,6 +146,13 @@ impl Operator for Notify {
         self.hand_on(output);
     }
 
+    fn next_deadline(&self) -> Timestamp {
+        if !self.is_settled {
+            return Timestamp::MIN;
+        }
+        self.notifier.next_deadline().map_or(Timestamp::MAX, |moment| Timestamp(moment.0.saturating_add(1)))
+    }
+
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>)) {
         let notifier = &mut self.notifier;
         let mut changed = std::mem::take(&mut notifier.changed);

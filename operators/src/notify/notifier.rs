@@ -747,6 +747,11 @@ impl Notifier {
         self.time_silences();
     }
 
+    /// When the next timer is to fire.
+    pub(super) fn next_deadline(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(moment, _)| *moment)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.alerts.values().map(Alert::bytes).sum::<usize>() + self.groups.len() * 512 + self.history.len() * 512
     }
