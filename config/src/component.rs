@@ -125,6 +125,15 @@ pub enum Makes {
     Within { path: &'static str, except: Vec<String> },
 }
 
+/// What a rule has told, and what it knows of now, as its state has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// The records that it has handed on, the oldest first.
+    pub transitions: Vec<Json>,
+    /// The alerts that are pending or firing.
+    pub active: Vec<Json>,
+}
+
 /// That records go through a topic of their own, so that all of one key are in one partition of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repartition {
@@ -250,6 +259,11 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         false
     }
 
+    /// What the pieces of its state, by the name of this operator, say of what it has told; nothing of one that is no rule.
+    fn told(_name: &str, _pieces: &[&[u8]]) -> Told {
+        Told::default()
+    }
+
     /// Pure. Only called when there are no problems.
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -314,6 +328,8 @@ pub struct Type<C: ?Sized + 'static> {
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Of sinks: how many records a state of theirs holds that are still to be delivered.
     pub undelivered: fn(&[u8]) -> u64,
+    /// Of operators: see [`OperatorConfig::told`].
+    pub told: fn(&str, &[&[u8]]) -> Told,
     /// Reads its options from a TOML table whose strings are substituted already.
     pub(crate) parse: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<C>, toml::de::Error>,
 }
@@ -493,6 +509,7 @@ impl SourceType {
             name: C::NAME,
             schema: C::json_schema,
             undelivered: |_| 0,
+            told: |_, _| Told::default(),
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -504,6 +521,7 @@ impl OperatorType {
             name: C::NAME,
             schema: C::json_schema,
             undelivered: |_| 0,
+            told: C::told,
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -515,6 +533,7 @@ impl SinkType {
             name: C::NAME,
             schema: C::json_schema,
             undelivered: C::undelivered,
+            told: |_, _| Told::default(),
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -526,6 +545,7 @@ impl CodecType {
             name: C::NAME,
             schema: C::json_schema,
             undelivered: |_| 0,
+            told: |_, _| Told::default(),
             parse: |value| C::deserialize(value).map(|config| Box::new(config) as _),
         }
     }
@@ -546,5 +566,11 @@ impl Catalog {
     pub fn undelivered(&self, sink: &str, state: &[u8]) -> Option<u64> {
         let kind = self.sinks.iter().find(|kind| kind.name == sink)?;
         Some((kind.undelivered)(state))
+    }
+
+    /// What the pieces of the state of an operator of this type say of what it has told.
+    pub fn told(&self, kind: &str, name: &str, pieces: &[&[u8]]) -> Told {
+        let kind = self.operators.iter().find(|known| known.name == kind);
+        kind.map_or_else(Told::default, |kind| (kind.told)(name, pieces))
     }
 }

@@ -152,6 +152,11 @@ pub fn raw_field(batch: &Batch, row: u32) -> (&'static str, Value) {
         }
         None => batch.record(row),
     };
+    raw_text(raw)
+}
+
+/// Bytes as text under `raw`, or as base64 under `raw_base64` where they are not UTF-8.
+pub fn raw_text(raw: &[u8]) -> (&'static str, Value) {
     match std::str::from_utf8(raw) {
         Ok(raw) => ("raw", Value::from(raw)),
         Err(_) => ("raw_base64", Value::from(vrl_base64(raw))),

@@ -156,8 +156,11 @@ impl Template {
     }
 }
 
+/// A record as templates read it: see [`context`].
+pub type Context = minijinja::Value;
+
 /// A record as templates read it. Bytes that are not UTF-8 are replaced by `�`.
-pub fn context(record: &Value) -> minijinja::Value {
+pub fn context(record: &Value) -> Context {
     match record {
         Value::Null => minijinja::Value::from(()),
         Value::Boolean(value) => (*value).into(),
