@@ -53,6 +53,11 @@ pub enum Command {
     /// Of a running daemon as of its last barrier, or of a data directory as of its newest checkpoint. Exit status 1: they
     /// do not balance.
     Audit(AuditArguments),
+    /// Look whether the records that made an alert are still there, and still what they were.
+    ///
+    /// They are read again from where they stood, in rotated and compressed files too, and held against the hash that the alert
+    /// carries. Exit status 0, or 1 where one is gone, has changed, or cannot be read from here.
+    Evidence(EvidenceArguments),
     /// Ask a running daemon to take up its changed configuration.
     ///
     /// SIGHUP does the same, and so does a change of a file under `run --watch`. A configuration that is wrong or cannot run
@@ -275,6 +280,21 @@ pub struct AuditArguments {
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["files", "data_dir"])]
     pub admin: Option<SocketAddr>,
     /// A data directory; a daemon may be running on it.
+    #[arg(long, value_name = "DIR", conflicts_with = "files")]
+    pub data_dir: Option<PathBuf>,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct EvidenceArguments {
+    /// The `id` of the record that told the alert, or the beginning of it.
+    pub id: String,
+    /// Configuration files: they tell the data directory.
+    #[arg(value_name = "FILES", required_unless_present = "data_dir")]
+    pub files: Vec<PathBuf>,
+    /// The data directory; a daemon may be running on it.
     #[arg(long, value_name = "DIR", conflicts_with = "files")]
     pub data_dir: Option<PathBuf>,
     /// How it is told.

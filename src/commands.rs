@@ -12,7 +12,7 @@ use crate::catalog::CATALOG;
 use crate::cli::{
     Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments,
 };
-use crate::{audit, drawing, plan, recover, reload, replay, run, starter, state, testing};
+use crate::{audit, drawing, evidence, plan, recover, reload, replay, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -35,6 +35,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::State(arguments) => state::state(&arguments),
         Command::Recover(arguments) => recover::recover(&arguments),
         Command::Audit(arguments) => audit(arguments),
+        Command::Evidence(arguments) => evidence::evidence(&arguments),
         Command::Graph(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))

@@ -8,6 +8,7 @@ mod client;
 mod commands;
 mod data_dir;
 mod drawing;
+mod evidence;
 mod lanes;
 mod logging;
 mod plan;

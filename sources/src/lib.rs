@@ -32,6 +32,7 @@ pub use self::codec::CODECS;
 pub mod archive {
     pub use crate::file::{Archive, Piece, find};
 }
+pub use self::file::{reread, rotated};
 
 /// All sources there are.
 pub static SOURCES: &[SourceType] = &[

@@ -274,7 +274,7 @@ fn a_key_whose_windows_stay_away_is_over_after_a_while() {
 #[test]
 fn the_outcome_does_not_depend_on_how_records_are_cut_into_batches() {
     let hosts = ["a", "b", "c", "d"];
-    for seed in 0..40u64 {
+    for seed in 0..20u64 {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut random = |bound: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -292,9 +292,11 @@ fn the_outcome_does_not_depend_on_how_records_are_cut_into_batches() {
         assert!(whole.lines().count() > 20, "seed {seed} makes a story worth telling");
         let flapping = "levels = [{ severity = \"a\", condition = \".errors > 90\" }, { severity = \"b\", condition = \".errors > 110\", \
                         for = \"20s\" }]\nflapping = { changes = 4, within = \"10m\" }\nresolve_after = \"3m\"";
-        for (config, size) in [config, flapping].into_iter().flat_map(|config| [1, 2, 7, 50].map(|size| (config, size)))
-        {
-            assert!(windows(config, &values, size) == windows(config, &values, 1000), "seed {seed}, batches of {size}");
+        for config in [config, flapping] {
+            let whole = windows(config, &values, 1000);
+            for size in [1, 7, 50] {
+                assert!(windows(config, &values, size) == whole, "seed {seed}, batches of {size}");
+            }
         }
         // The script runs plain records whole and split, prepared and not, and compares.
         let story: String = (values.iter())

@@ -192,7 +192,7 @@ impl Content {
     }
 
     /// The content `start..end`, or less if it is shorter. Moves a stream.
-    fn slice(&mut self, start: u64, end: u64) -> io::Result<Vec<u8>> {
+    pub(super) fn slice(&mut self, start: u64, end: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         if self.stream.is_none() {
             bytes.resize((end - start) as usize, 0);

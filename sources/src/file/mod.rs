@@ -5,6 +5,7 @@ mod content;
 mod find;
 mod generation;
 mod identity;
+mod reread;
 mod utf16;
 mod watch;
 mod worker;
@@ -23,6 +24,8 @@ use tocsin_config::types::Duration;
 use tocsin_pipeline::source::{Source, SourceContext, SourceError};
 
 pub use self::archive::{Archive, Piece, find};
+pub use self::reread::{reread, rotated};
+
 use self::find::Pattern;
 use self::worker::Worker;
 
