@@ -62,7 +62,11 @@ fn check(folder: &Path, arguments: &[&str], status: i32, expected: Expect) {
 #[test]
 fn records_that_stand_where_they_stood_are_verified() {
     let (folder, id) = ran();
-    check(folder.path(), &[&id[..8], "tocsin.toml"], 0, expect![[r#"
+    check(
+        folder.path(),
+        &[&id[..8], "tocsin.toml"],
+        0,
+        expect![[r#"
         failed resolved {}
           2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
           summary: 503
@@ -86,13 +90,19 @@ fn records_that_stand_where_they_stood_are_verified() {
              {"ts":"2026-11-20T12:00:08Z","status":200}
 
         all of them are what they were
-    "#]]);
-    check(folder.path(), &[&id, "--data-dir", "data", "--format", "json"], 0, expect![[r#"
+    "#]],
+    );
+    check(
+        folder.path(),
+        &[&id, "--data-dir", "data", "--format", "json"],
+        0,
+        expect![[r#"
         {"alert":"failed","annotations":{"summary":"503"},"ends_at":"2026-11-20T12:05:07Z","episode":1,"evidence":[{"after":[{"coordinate":{"file":"app.log","length":42,"offset":129},"raw":"{\"ts\":\"2026-11-20T12:00:04Z\",\"status\":200}"}],"before":[{"coordinate":{"file":"app.log","length":42,"offset":43},"raw":"{\"ts\":\"2026-11-20T12:00:02Z\",\"status\":200}"}],"coordinate":{"file":"app.log","length":42,"offset":86},"hash":"57e6568147e5c3fad7db6d247b4a07c9238a996f03e1afad2f75d808165504fd","raw":"{\"ts\":\"2026-11-20T12:00:03Z\",\"status\":503}","source":"log"},{"after":[{"coordinate":{"file":"app.log","length":42,"offset":215},"raw":"{\"ts\":\"2026-11-20T12:00:06Z\",\"status\":200}"}],"before":[{"coordinate":{"file":"app.log","length":42,"offset":129},"raw":"{\"ts\":\"2026-11-20T12:00:04Z\",\"status\":200}"}],"coordinate":{"file":"app.log","length":42,"offset":172},"hash":"e3e41745cc7bffb7f1dcf8084f8e06b215cdf8fb14f2fec96431a3e46fec6304","raw":"{\"ts\":\"2026-11-20T12:00:05Z\",\"status\":500}","source":"log"},{"after":[{"coordinate":{"file":"app.log","length":42,"offset":301},"raw":"{\"ts\":\"2026-11-20T12:00:08Z\",\"status\":200}"}],"before":[{"coordinate":{"file":"app.log","length":42,"offset":215},"raw":"{\"ts\":\"2026-11-20T12:00:06Z\",\"status\":200}"}],"coordinate":{"file":"app.log","length":42,"offset":258},"hash":"0e1b20afe4fca533dc8b62cc81fedf65ded449206290f1e4ae4a4cd2893502e7","raw":"{\"ts\":\"2026-11-20T12:00:07Z\",\"status\":502}","source":"log"}],"fingerprint":"212e4c5837750834","firing_id":"2f7fcd352783ef41da0ed4e84981f7a1","history":[[1795176003,503],[1795176005,500],[1795176007,502]],"id":"d0356f1410de90f849e75cf063b86ba6","kind":"alert","labels":{},"matches":3,"starts_at":"2026-11-20T12:00:03Z","state":"resolved","values":{"status":502}}
         {"coordinate":{"file":"app.log","length":42,"offset":86},"found_in":"app.log","hash":"57e6568147e5c3fad7db6d247b4a07c9238a996f03e1afad2f75d808165504fd","kind":"evidence","message":"as it was","source":"log","verdict":"verified"}
         {"coordinate":{"file":"app.log","length":42,"offset":172},"found_in":"app.log","hash":"e3e41745cc7bffb7f1dcf8084f8e06b215cdf8fb14f2fec96431a3e46fec6304","kind":"evidence","message":"as it was","source":"log","verdict":"verified"}
         {"coordinate":{"file":"app.log","length":42,"offset":258},"found_in":"app.log","hash":"0e1b20afe4fca533dc8b62cc81fedf65ded449206290f1e4ae4a4cd2893502e7","kind":"evidence","message":"as it was","source":"log","verdict":"verified"}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -104,7 +114,11 @@ fn a_rotated_and_compressed_file_is_found() {
     packed.finish().unwrap();
     fs::write(at("app.log.1"), "{\"ts\":\"2026-11-21T12:00:00Z\",\"status\":200}\n".repeat(20)).unwrap();
     fs::write(at("app.log"), "").unwrap();
-    check(folder.path(), &[&id, "tocsin.toml"], 0, expect![[r#"
+    check(
+        folder.path(),
+        &[&id, "tocsin.toml"],
+        0,
+        expect![[r#"
         failed resolved {}
           2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
           summary: 503
@@ -128,7 +142,8 @@ fn a_rotated_and_compressed_file_is_found() {
              {"ts":"2026-11-20T12:00:08Z","status":200}
 
         all of them are what they were
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -137,7 +152,11 @@ fn what_is_gone_or_has_changed_is_told() {
     let log = folder.path().join("app.log");
     let text = fs::read_to_string(&log).unwrap();
     fs::write(&log, text.replace("503", "200")).unwrap();
-    check(folder.path(), &[&id, "tocsin.toml"], 1, expect![[r#"
+    check(
+        folder.path(),
+        &[&id, "tocsin.toml"],
+        1,
+        expect![[r#"
         failed resolved {}
           2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
           summary: 503
@@ -161,9 +180,14 @@ fn what_is_gone_or_has_changed_is_told() {
              {"ts":"2026-11-20T12:00:08Z","status":200}
 
         1 of 3 are gone or were not looked up
-    "#]]);
+    "#]],
+    );
     fs::write(&log, &text[..100]).unwrap();
-    check(folder.path(), &[&id, "tocsin.toml"], 1, expect![[r#"
+    check(
+        folder.path(),
+        &[&id, "tocsin.toml"],
+        1,
+        expect![[r#"
         failed resolved {}
           2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
           summary: 503
@@ -187,9 +211,14 @@ fn what_is_gone_or_has_changed_is_told() {
              {"ts":"2026-11-20T12:00:08Z","status":200}
 
         3 of 3 are gone or were not looked up
-    "#]]);
+    "#]],
+    );
     fs::remove_file(&log).unwrap();
-    check(folder.path(), &[&id, "tocsin.toml"], 1, expect![[r#"
+    check(
+        folder.path(),
+        &[&id, "tocsin.toml"],
+        1,
+        expect![[r#"
         failed resolved {}
           2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
           summary: 503
@@ -213,8 +242,14 @@ fn what_is_gone_or_has_changed_is_told() {
              {"ts":"2026-11-20T12:00:08Z","status":200}
 
         3 of 3 are gone or were not looked up
-    "#]]);
-    check(folder.path(), &["0000nothing", "tocsin.toml"], 1, expect![[r#"
+    "#]],
+    );
+    check(
+        folder.path(),
+        &["0000nothing", "tocsin.toml"],
+        1,
+        expect![[r#"
         error: none of the 2 records that are kept of what was told begins with the id "0000nothing"
-    "#]]);
+    "#]],
+    );
 }

@@ -12,6 +12,7 @@ use crate::COMMANDS;
 use crate::component::{
     AnyCodec, AnyOperator, AnySink, AnySource, Catalog, Partitioned, Problem, Relay, RelayOptions, Type,
 };
+use crate::fields::{self, Operators, Reader};
 use crate::graph::{self, Graph, Inputs, Kind, RelayVertex, Vertex};
 use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
 use crate::plan::{
@@ -441,6 +442,7 @@ impl<'a> Checker<'a> {
         }
         let graph = graph::resolve(&vertices, self.is_partial, &mut self.problems);
         let tests = self.test_cases(&vertices, &graph);
+        self.fields(&vertices, &drafts, &written, &graph);
         self.scale(&members(&vertices, &drafts, &written, &graph), &graph, store);
         let ends =
             if self.problems.is_empty() { self.relays(&vertices, &drafts, &written, &graph) } else { Vec::new() };
@@ -564,6 +566,30 @@ impl<'a> Checker<'a> {
             }
         }
         silences
+    }
+
+    /// What operators read by name and cannot be there.
+    fn fields(&mut self, vertices: &[Vertex], drafts: &[Draft], written: &[Written<'a>], graph: &Graph) {
+        let all = || vertices.iter().zip(drafts).zip(&graph.ids);
+        let operators: Operators<'_> = all()
+            .filter_map(|((vertex, draft), id)| match draft {
+                Draft::Operator(Some((_, options, _))) if !vertex.is_relay => {
+                    let inputs = vertex.inputs.are_known.then_some(vertex.inputs.names.len());
+                    Some((*id, Reader { options: &**options, inputs }))
+                }
+                _ => None,
+            })
+            .collect();
+        let name = |id: ComponentId| {
+            let found = all().find(|(_, known)| **known == id);
+            found.map_or("", |((vertex, _), _)| vertex.name.as_str())
+        };
+        let found: Vec<_> = (graph.ids.iter().zip(written))
+            .map(|(id, written)| (fields::problems(*id, &operators, &graph.edges, name), &written.node))
+            .collect();
+        for (problems, node) in found {
+            self.told(problems, node);
+        }
     }
 
     /// What is wrong with the configuration for as many daemons as are to run it.

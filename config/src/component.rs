@@ -1,6 +1,7 @@
 //! The contract between a component's file and the configuration: what it is called, what it accepts, how it is checked
 //! and built. The lists of components are plain statics of the types below.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,9 +121,18 @@ pub enum Makes {
     /// Records of its own for each key, as [`Origin::Keyed`](tocsin_pipeline::event::Origin) has them: each value of the key is
     /// at the top, under the last field of its path.
     Windows,
-    /// Records of its own: each value of the key is under the last field of its path, within `path`; except for these names, which may
-    /// hold something else.
+    /// Records of its own, at all its outputs: each value of the key is under the last field of its path, within `path`; except for these
+    /// names, which may hold something else.
     Within { path: &'static str, except: Vec<String> },
+}
+
+/// A field at the top of a record that an option names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldRead {
+    /// As [`Problem::option`] and [`Problem::within`].
+    pub option: String,
+    pub within: Range<usize>,
+    pub field: String,
 }
 
 /// What a rule has told, and what it knows of now, as its state has it.
@@ -247,6 +257,16 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
     /// What its first output hands on.
     fn makes(&self) -> Makes {
         Makes::Same
+    }
+
+    /// The fields that records of its own can have at the top, at its first output; `None`: any.
+    fn fields(&self) -> Option<BTreeSet<String>> {
+        None
+    }
+
+    /// The fields that its options name, and that the records that it reads must be able to have.
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        Vec::new()
     }
 
     /// Whether it stands for a topic that records go through: then it is never built, see [`Relay`].
@@ -393,6 +413,8 @@ pub trait AnyOperator: Send + Sync {
     fn state_shape(&self, written: Json) -> Json;
     fn keying(&self) -> Keying;
     fn makes(&self) -> Makes;
+    fn fields(&self) -> Option<BTreeSet<String>>;
+    fn reads_fields(&self) -> Vec<FieldRead>;
     fn repartition(&self) -> Option<Repartition>;
     fn obeys(&self) -> bool;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
@@ -426,6 +448,14 @@ impl<C: OperatorConfig> AnyOperator for C {
 
     fn makes(&self) -> Makes {
         OperatorConfig::makes(self)
+    }
+
+    fn fields(&self) -> Option<BTreeSet<String>> {
+        OperatorConfig::fields(self)
+    }
+
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        OperatorConfig::reads_fields(self)
     }
 
     fn repartition(&self) -> Option<Repartition> {

@@ -8,6 +8,7 @@ mod check;
 pub mod component;
 #[cfg(test)]
 mod fakes;
+mod fields;
 mod graph;
 pub mod interval;
 mod load;

@@ -430,10 +430,12 @@ impl<'a> Following<'a> {
                 // What comes behind would be told of for the same reason.
                 read.clear();
             }
-            let made = read.iter().map(|stream| stream.behind(operator.name, keying, makes)).collect();
-            given.insert(Outlet { component: *id, port: 0 }, made);
+            let made: Vec<_> = read.iter().map(|stream| stream.behind(operator.name, keying, makes)).collect();
+            let is_made = matches!(makes, Makes::Within { .. });
+            given.insert(Outlet { component: *id, port: 0 }, made.clone());
             for (port, _) in (1..).zip(ports).filter(|(_, name)| *name != "rejected") {
-                given.insert(Outlet { component: *id, port }, read.clone());
+                let streams = if is_made { made.clone() } else { read.clone() };
+                given.insert(Outlet { component: *id, port }, streams);
             }
         }
     }

@@ -3,12 +3,14 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
-use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, FieldRead, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::{Condition, Diagnostic};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::operator::{Built, Output, Reason, Transform};
+
+use crate::fields::of_condition;
 
 /// Hands on the records for which `condition` is true, unchanged; the others end here under the reason `filtered`.
 ///
@@ -59,6 +61,10 @@ impl OperatorConfig for Config {
 
     fn keying(&self) -> Keying {
         Keying::Stateless { assigns: Assigns::Nothing }
+    }
+
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        of_condition("condition", &self.condition)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

@@ -2,6 +2,7 @@
 
 mod alert;
 mod dedupe;
+mod fields;
 mod filter;
 mod key;
 mod notify;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tocsin_config::component::{Assigns, BuildContext, Keying, OperatorConfig, Problem};
+use tocsin_config::component::{Assigns, BuildContext, FieldRead, Keying, OperatorConfig, Problem};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::Condition;
 use tocsin_pipeline::operator::{Built, Output, Ports, Transform};
 
+use crate::fields::of_condition;
 use crate::filter::problems_of;
 
 /// Sends each record to `NAME.route` for every route whose condition is true of it, unchanged, and to `NAME.other` if none
@@ -87,6 +88,10 @@ impl OperatorConfig for Config {
 
     fn keying(&self) -> Keying {
         Keying::Stateless { assigns: Assigns::Nothing }
+    }
+
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        self.routes.iter().flat_map(|(name, condition)| of_condition(&format!("routes.{name}"), condition)).collect()
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

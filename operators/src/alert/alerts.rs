@@ -28,6 +28,26 @@ const DECIDED_MAX: usize = 16;
 /// The port of the amendments.
 pub(super) const AMENDED: &str = "amended";
 
+/// The fields that the record of a transition can have.
+pub(super) const FIELDS: [&str; 16] = [
+    "alert",
+    "annotations",
+    "ends_at",
+    "episode",
+    "evidence",
+    "fingerprint",
+    "firing_id",
+    "flapping",
+    "history",
+    "id",
+    "labels",
+    "matches",
+    "previous_level",
+    "starts_at",
+    "state",
+    "values",
+];
+
 /// An alert and what is told of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
@@ -73,6 +93,8 @@ impl Entry {
 /// The alerts of a rule.
 pub(super) struct Alerts {
     rule: Arc<Rule>,
+    /// Whether pending is told too.
+    tells_pending: bool,
     lane: Arc<Lane>,
     /// By key, which is the JSON of the keys by name. Ordered, so that what is written never depends on a hash.
     entries: BTreeMap<Arc<str>, Entry>,
@@ -151,6 +173,7 @@ impl Alerts {
             lane: Arc::new(Lane::of_operator(Arc::clone(&rule.name), Origin::Operator)),
             history: History::new(rule.history),
             context: Context::new(rule.context),
+            tells_pending: rule.emit_pending,
             rule,
             entries: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -402,7 +425,7 @@ impl Alerts {
         let course = &entry.course;
         let alert = course.whole();
         let (state, time, starts_at, ends_at) = match transition {
-            Transition::Pending if rule.emit_pending => ("pending", alert.since, alert.since, None),
+            Transition::Pending if self.tells_pending => ("pending", alert.since, alert.since, None),
             Transition::Firing => ("firing", alert.started, alert.started, None),
             Transition::Changed(at) => ("firing", at, alert.started, None),
             Transition::Resolved(at) => ("resolved", at, alert.started, Some(at)),
@@ -701,6 +724,10 @@ impl Operator for Alerts {
             None => format!("condition: {}", level.condition.way()),
         });
         levels.collect()
+    }
+
+    fn tell_pending(&mut self) {
+        self.tells_pending = true;
     }
 
     fn alerts(&self) -> Vec<(&'static str, usize)> {

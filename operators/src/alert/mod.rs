@@ -14,7 +14,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
-use tocsin_config::component::{BuildContext, Keying, Makes, OperatorConfig, Problem, Told};
+use tocsin_config::component::{BuildContext, FieldRead, Keying, Makes, OperatorConfig, Problem, Told};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::expression::{Condition, Diagnostic, Expression};
@@ -25,6 +25,7 @@ use vrl::path::{OwnedSegment, OwnedValuePath};
 use self::alerts::{AMENDED, Alerts};
 use self::course::{Flapping, Times};
 use self::watch::{Keys, Level, Rule, Select};
+use crate::fields::{of_condition, of_expression, of_template};
 
 /// Watches a condition and tells when it begins to hold and when it ceases to: an alert goes from *inactive* over *pending*
 /// to *firing*, and ends as *resolved*. Each transition to firing and to resolved is one record:
@@ -374,6 +375,28 @@ impl OperatorConfig for Config {
         let others = self.labels.iter().filter(|(name, text)| !is_the_field(name, text));
         let severity = (!self.levels.is_empty()).then(|| self.level_label.clone());
         Makes::Within { path: ".labels", except: others.map(|(name, _)| name.clone()).chain(severity).collect() }
+    }
+
+    fn fields(&self) -> Option<BTreeSet<String>> {
+        Some(alerts::FIELDS.map(str::to_owned).into())
+    }
+
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        let mut read: Vec<_> =
+            self.condition.iter().flat_map(|condition| of_condition("condition", condition)).collect();
+        for (at, level) in self.levels.iter().enumerate() {
+            read.extend(of_condition(&format!("levels[{at}].condition"), &level.condition));
+        }
+        for (at, source) in self.group_by.iter().flatten().enumerate() {
+            read.extend(of_expression(&format!("group_by[{at}]"), source));
+        }
+        let keys: BTreeSet<_> = self.group_by.iter().flatten().map(|source| key_name(source)).collect();
+        let is_ours = |field: &str| keys.contains(field) || !self.levels.is_empty() && field == self.level_label;
+        for (option, texts) in [("labels", &self.labels), ("annotations", &self.annotations)] {
+            let named = texts.iter().flat_map(|(name, text)| of_template(&format!("{option}.{name}"), text));
+            read.extend(named.filter(|named| !is_ours(&named.field)));
+        }
+        read
     }
 
     fn told(rule: &str, pieces: &[&[u8]]) -> Told {

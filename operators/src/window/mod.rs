@@ -10,7 +10,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value as Json, json};
-use tocsin_config::component::{BuildContext, Keying, Makes, OperatorConfig, Problem};
+use tocsin_config::component::{BuildContext, FieldRead, Keying, Makes, OperatorConfig, Problem};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::PathTable;
 use tocsin_pipeline::event::{Lane, Origin};
@@ -31,6 +31,7 @@ use self::aggregate::Aggregate;
 use self::fold::{Folder, Plan};
 use self::state::Window;
 use crate::dedupe::{compile_key, key_problems, one_kibibyte, one_million, trimmed};
+use crate::fields::of_expression;
 
 /// The longest window and lateness.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(3650 * 86_400);
@@ -307,6 +308,20 @@ impl OperatorConfig for Config {
 
     fn makes(&self) -> Makes {
         Makes::Windows
+    }
+
+    fn fields(&self) -> Option<BTreeSet<String>> {
+        let mut fields: BTreeSet<_> = ["window_start", "window_end", "update"].map(str::to_owned).into();
+        fields.extend(self.aggregates.keys().cloned());
+        for source in &self.group_by {
+            fields.insert(name_of(source)?);
+        }
+        Some(fields)
+    }
+
+    fn reads_fields(&self) -> Vec<FieldRead> {
+        let keys = self.group_by.iter().enumerate();
+        keys.flat_map(|(at, source)| of_expression(&format!("group_by.{at}"), source)).collect()
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

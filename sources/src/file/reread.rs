@@ -28,5 +28,5 @@ pub fn rotated(path: &Path) -> Vec<PathBuf> {
     others.retain(|other| *other != path);
     others.sort_by_cached_key(|other| find::order(other));
     others.reverse();
-    others
+    others.into_iter().map(|other| other.strip_prefix(".").map(Path::to_owned).unwrap_or(other)).collect()
 }
