@@ -10,7 +10,7 @@ use tocsin_pipeline::timestamp::TimestampOptions;
 
 use crate::component::{AssignedPartition, BuildContext};
 use crate::options;
-use crate::plan::{ComponentId, Outlet, Plan, PlannedSource, REJECTED};
+use crate::plan::{ComponentId, FAILED, Outlet, Plan, PlannedSource, REJECTED};
 use crate::scale::Section;
 
 /// The graph of a plan that one process runs. What goes into a relay goes right to what reads from it: so tests of a configuration
@@ -95,6 +95,7 @@ impl Part<'_> {
                     }
                 },
                 rejected: self.targets(Outlet { component, port: REJECTED }),
+                failed: self.targets(Outlet { component, port: FAILED }),
             }
         });
         let sinks = sinks.collect();

@@ -718,8 +718,9 @@ impl<'a> Checker<'a> {
                 }))
             }
             Kind::Sink => {
-                vertex.ports = rejected();
-                Draft::Sink(self.sink(&key, node))
+                let sink = self.sink(&key, node);
+                vertex.ports = sink.as_ref().map(|(_, options, _)| options.ports());
+                Draft::Sink(sink)
             }
         };
         (vertex, draft)
@@ -941,6 +942,13 @@ impl<'a> Checker<'a> {
             }
             // Nothing in the table is wrong, so something is missing.
             let missing = error.message().strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+            if let (None, Some(at)) = (missing, blamed(&node, &error, &parse)) {
+                let (key, value) = node.as_table_mut()?.remove(at);
+                let (message, help) = in_words(error.message());
+                self.problems.push(Found::new(&value.place, message).maybe_help(help));
+                removed.push(key.name);
+                continue;
+            }
             let Some(missing) = missing else {
                 let (message, help) = in_words(error.message());
                 self.problems.push(Found::new(&node.place, message).maybe_help(help));
@@ -1102,6 +1110,24 @@ fn secret_names(catalog: &Catalog) -> Vec<String> {
         Shape::of(schema).secret_names(&mut names);
     }
     names
+}
+
+/// The option that is wrong where an error has no place, as with options that several types of component share: the one without
+/// which something else is said, or nothing.
+fn blamed<T>(
+    node: &Node<'_>,
+    error: &toml::de::Error,
+    parse: &impl Fn(ValueDeserializer<'_>) -> Result<T, toml::de::Error>,
+) -> Option<usize> {
+    (0..node.as_table()?.len()).find(|at| {
+        let mut less = node.clone();
+        let Some(table) = less.as_table_mut() else { return false };
+        table.remove(*at);
+        match parse(less.deserializer()) {
+            Ok(_) => true,
+            Err(other) => other.message() != error.message() && !other.message().starts_with("missing field `"),
+        }
+    })
 }
 
 /// What serde says, in the words of a configuration; and the way out, if it tells one.

@@ -320,6 +320,11 @@ pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         0
     }
 
+    /// Whether it has the output `NAME.failed`: the records that it could not deliver, as they came.
+    fn hands_on(&self) -> bool {
+        false
+    }
+
     /// The options that give its state its meaning, as for operators. Most sinks keep what is still to be delivered, which
     /// means the same whatever the options are.
     fn state_shape(&self) -> Json {
@@ -478,6 +483,8 @@ pub trait AnySink: Send + Sync {
     fn guarantee(&self) -> &'static str;
     fn is_movable(&self) -> bool;
     fn is_transactional(&self) -> bool;
+    fn hands_on(&self) -> bool;
+    fn ports(&self) -> Ports;
     fn state_shape(&self) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
@@ -501,6 +508,15 @@ impl<C: SinkConfig> AnySink for C {
 
     fn is_transactional(&self) -> bool {
         SinkConfig::is_transactional(self)
+    }
+
+    fn hands_on(&self) -> bool {
+        SinkConfig::hands_on(self)
+    }
+
+    fn ports(&self) -> Ports {
+        let failed = SinkConfig::hands_on(self).then(|| "failed".to_owned());
+        std::iter::once("rejected".to_owned()).chain(failed).collect()
     }
 
     fn state_shape(&self) -> Json {

@@ -46,8 +46,8 @@ pub enum ComponentId {
 }
 
 /// An output of a component: port 0 is the component's own name. A source's port 1 is `rejected`; an operator's ports from 1
-/// are its [`ports`](AnyOperator::ports) in their order; a sink's port 1 is `rejected`, and
-/// its port 0 is what it is handed: only tests look at that.
+/// are its [`ports`](AnyOperator::ports) in their order; a sink's port 1 is `rejected`, its
+/// port 2 `failed` if it has one, and its port 0 is what it is handed: only tests look at that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outlet {
     pub component: ComponentId,
@@ -56,6 +56,8 @@ pub struct Outlet {
 
 /// The port of sources and sinks that dead letters come out of.
 pub const REJECTED: usize = 1;
+/// The port of sinks that records come out of which they could not deliver.
+pub const FAILED: usize = 2;
 
 /// That one component reads what another gives out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,7 +230,8 @@ impl Plan {
     /// The names of a component's outputs from port 1 on.
     pub fn ports(&self, component: ComponentId) -> Vec<String> {
         match component {
-            ComponentId::Source(_) | ComponentId::Sink(_) => vec!["rejected".to_owned()],
+            ComponentId::Source(_) => vec!["rejected".to_owned()],
+            ComponentId::Sink(at) => self.sinks[at].options.ports(),
             ComponentId::Operator(at) => self.operators[at].options.ports(),
         }
     }

@@ -97,6 +97,8 @@ pub struct SinkNode {
     pub when_full: WhenFull,
     /// Who takes its dead letters.
     pub rejected: Vec<Target>,
+    /// Who takes the records that it could not deliver.
+    pub failed: Vec<Target>,
 }
 
 /// A built pipeline: nothing of it is open or running yet.
@@ -227,9 +229,10 @@ pub struct SinkTask {
     pub sink: Box<dyn Sink>,
     pub buffer_bytes: usize,
     pub when_full: WhenFull,
-    /// What its dead letters run through.
+    /// What its dead letters run through, and the records that it hands on.
     pub chain: Stateless,
     pub rejected: Vec<Link>,
+    pub failed: Vec<Link>,
     pub metrics: ComponentMetrics,
 }
 
@@ -289,6 +292,7 @@ impl Graph {
         }
         for sink in &self.sinks {
             add(&sink.name, "rejected", &sink.rejected);
+            add(&sink.name, "failed", &sink.failed);
         }
         links
     }
@@ -402,16 +406,23 @@ impl<'a> Cutter<'a> {
         cutter
     }
 
-    /// All edges between operators, and from sinks' dead letters to operators.
+    /// All edges between operators, and from what sinks hand on to operators.
     fn topological_order(&self) -> Vec<usize> {
         let count = self.outputs.len();
         let mut waiting = vec![0usize; count];
-        // A sink's dead letters come after everything that feeds the sink.
+        // What a sink hands on comes after everything that feeds the sink, be it another sink.
         let follow = |target: &Target| -> Vec<Target> {
-            match target {
-                Target::Sink(sink) => self.sinks[*sink].rejected.clone(),
-                operator => vec![*operator],
+            let (mut operators, mut sinks) = (Vec::new(), vec![*target]);
+            while let Some(target) = sinks.pop() {
+                match target {
+                    Target::Sink(sink) => {
+                        let sink = &self.sinks[sink];
+                        sinks.extend(sink.rejected.iter().chain(&sink.failed).copied());
+                    }
+                    operator => operators.push(operator),
+                }
             }
+            operators
         };
         let successors: Vec<Vec<usize>> = self
             .outputs
@@ -456,7 +467,7 @@ impl<'a> Cutter<'a> {
             }
         }
         for (index, sink) in self.sinks.iter().enumerate() {
-            if feeds(&sink.rejected) {
+            if feeds(&sink.rejected) || feeds(&sink.failed) {
                 feeders.push(TaskId::Sink(index));
             }
         }
@@ -499,10 +510,12 @@ impl<'a> Cutter<'a> {
         let mut sinks = Vec::new();
         for sink in std::mem::take(&mut self.sinks) {
             let mut chain = Stateless::default();
-            let rejected = self.links(&sink.rejected, None, &mut chain, &mut BTreeMap::new());
+            let mut placed = BTreeMap::new();
+            let rejected = self.links(&sink.rejected, None, &mut chain, &mut placed);
+            let failed = self.links(&sink.failed, None, &mut chain, &mut placed);
             let metrics = self.metrics.component(&sink.name, "sink");
             let SinkNode { name, sink, buffer_bytes, when_full, .. } = sink;
-            sinks.push(SinkTask { name, sink, buffer_bytes, when_full, chain, rejected, metrics });
+            sinks.push(SinkTask { name, sink, buffer_bytes, when_full, chain, rejected, failed, metrics });
         }
         let stages = chains
             .into_iter()

@@ -32,6 +32,8 @@ pub enum Trouble {
     OutboxJournal,
     /// An outbox holds as much as it may: what comes is told in digests.
     OutboxFull,
+    /// A receiver fails again and again: attempts to tell it something are paused.
+    ReceiverAway,
     /// The journal of a source cannot be written: its clients are not answered.
     IngestJournal,
     /// A buffer on disk cannot be written.
@@ -47,13 +49,14 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::CheckpointFailed,
         Self::CheckpointSlow,
         Self::CheckpointDamaged,
         Self::Imbalance,
         Self::OutboxJournal,
         Self::OutboxFull,
+        Self::ReceiverAway,
         Self::IngestJournal,
         Self::Buffer,
         Self::SourceStalled,
@@ -71,6 +74,7 @@ impl Trouble {
             Self::Imbalance => "imbalance",
             Self::OutboxJournal => "outbox_journal",
             Self::OutboxFull => "outbox_full",
+            Self::ReceiverAway => "receiver_away",
             Self::IngestJournal => "ingest_journal",
             Self::Buffer => "buffer",
             Self::SourceStalled => "source_stalled",

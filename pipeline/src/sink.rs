@@ -9,10 +9,11 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use vrl::value::Value;
 
 use crate::checkpoint::Buffer;
 use crate::decider::Decider;
-use crate::event::Batch;
+use crate::event::{Batch, Lane, Origin};
 use crate::health::Health;
 use crate::ledger::{Account, Kind};
 use crate::metrics::ComponentMetrics;
@@ -213,6 +214,42 @@ pub struct SinkContext {
     pub input: Inputs,
     /// Dead letters: records refused for good. Where `NAME.rejected` is connected they go there, else they are counted.
     pub rejected: Rejected,
+    /// Who wants to hear how attempts go.
+    pub deliveries: Deliveries,
+}
+
+/// How an attempt to tell somebody something went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The name of the notification.
+    pub id: String,
+    pub outcome: DeliveryOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryOutcome {
+    Delivered,
+    /// It may go better another time.
+    Again(String),
+    /// It never will.
+    Refused(String),
+}
+
+/// Tells whoever wants to hear it how attempts go; usually nobody does.
+#[derive(Clone, Debug, Default)]
+pub struct Deliveries(Option<mpsc::Sender<Delivery>>);
+
+impl Deliveries {
+    pub fn to(listener: mpsc::Sender<Delivery>) -> Self {
+        Self(Some(listener))
+    }
+
+    /// A listener who is too slow misses some.
+    pub fn tell(&self, id: &str, outcome: impl FnOnce() -> DeliveryOutcome) {
+        if let Some(listener) = &self.0 {
+            let _ = listener.try_send(Delivery { id: id.to_owned(), outcome: outcome() });
+        }
+    }
 }
 
 /// An input that still counts against the bytes of the edge it came by. It stops counting when dropped: a sink that holds
@@ -241,15 +278,34 @@ impl Queued {
 #[derive(Clone, Debug)]
 pub struct Rejected {
     sender: Option<mpsc::Sender<Letters>>,
+    /// Whether somebody takes the records themselves, at `NAME.failed`; and whether somebody takes dead letters.
+    connected: Connected,
     metrics: ComponentMetrics,
     name: Arc<str>,
     /// How many barriers the sink has answered: its letters belong after that many.
     barriers: Arc<AtomicU64>,
 }
 
-/// Dead letters of a sink on their way to those who take them.
+/// Which outputs of a sink somebody reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Connected {
+    pub rejected: bool,
+    pub failed: bool,
+}
+
+/// The output of a sink that something goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// Dead letters.
+    Rejected,
+    /// Records that could not be delivered, as they came.
+    Failed,
+}
+
+/// Dead letters of a sink, and records that it hands on, on their way to those who take them.
 #[derive(Debug)]
 pub(crate) struct Letters {
+    pub port: Port,
     pub batch: Batch,
     /// How many barriers the sink had answered before it wrote them.
     pub barriers: u64,
@@ -258,16 +314,17 @@ pub(crate) struct Letters {
 impl Rejected {
     /// Counts only: for tests and for sinks whose dead letters nobody reads.
     pub fn counting(name: Arc<str>, metrics: ComponentMetrics) -> Self {
-        Self { sender: None, metrics, name, barriers: Arc::default() }
+        Self { sender: None, connected: Connected::default(), metrics, name, barriers: Arc::default() }
     }
 
     pub(crate) fn new(
-        sender: Option<mpsc::Sender<Letters>>,
+        sender: mpsc::Sender<Letters>,
+        connected: Connected,
         name: Arc<str>,
         metrics: ComponentMetrics,
         till: &Till,
     ) -> Self {
-        Self { sender, metrics, name, barriers: Arc::clone(&till.barriers) }
+        Self { sender: Some(sender), connected, metrics, name, barriers: Arc::clone(&till.barriers) }
     }
 
     /// Refuses one record of a batch, which ends here.
@@ -279,12 +336,32 @@ impl Rejected {
     /// Writes a dead letter of what does not count as a record of the sink: one of the notifications that a record has
     /// become.
     pub async fn tell(&self, batch: &Batch, row: u32, reason: Reason, message: &str) {
-        let Some(sender) = &self.sender else { return };
+        if !self.connected.rejected {
+            return;
+        }
         let letter = crate::operator::dead_letter(&self.name, reason.as_str(), message, batch, row);
         let batch = Batch::of_values(Arc::clone(&batch.lane), vec![(batch.time(row), letter)], batch.arrival);
+        self.send(Port::Rejected, batch).await;
+    }
+
+    /// Whether somebody takes the records that could not be delivered, as they came.
+    pub fn hands_on(&self) -> bool {
+        self.connected.failed
+    }
+
+    /// Gives a record that could not be delivered to those who read `NAME.failed`. Does not count as a record of the sink.
+    pub async fn hand_on(&self, record: Value, time: Timestamp, arrival: Timestamp) {
+        if self.connected.failed {
+            let lane = Arc::new(Lane::of_operator(Arc::clone(&self.name), Origin::Operator));
+            self.send(Port::Failed, Batch::of_values(lane, vec![(time, record)], arrival)).await;
+        }
+    }
+
+    async fn send(&self, port: Port, batch: Batch) {
+        let Some(sender) = &self.sender else { return };
         let barriers = self.barriers.load(Ordering::Acquire);
         // The reader is gone only when the pipeline stops; the record was counted.
-        if sender.send(Letters { batch, barriers }).await.is_ok() {
+        if sender.send(Letters { port, batch, barriers }).await.is_ok() {
             self.metrics.made(1);
         }
     }

@@ -1,7 +1,7 @@
 //! The HTTP client of all sinks that speak HTTP, and the TLS settings of all that connect: bounded in time and in what it
 //! reads, following no redirects, and connecting only to addresses that its owner allows.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -117,6 +117,43 @@ pub(crate) type AddressRule = fn(IpAddr) -> bool;
 /// Every address: for peers that the configuration names outright.
 pub(crate) fn any_address(_: IpAddr) -> bool {
     true
+}
+
+/// Whether an address is one of the public internet: not of this machine, of a private network, or of special use.
+pub(crate) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [first, second, third, _] = address.octets();
+    !(address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.is_documentation()
+        || first == 0
+        || first >= 240
+        || (first == 100 && second & 0xc0 == 64)
+        || (first == 192 && second == 0 && third == 0)
+        || (first == 198 && second & 0xfe == 18))
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    // Addresses that stand for an IPv4 address (mapped, translated, 6to4) are as public as that.
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+        [0x2002, high, low, ..] => embedded(high, low),
+        // Only 2000::/3 is given out; of it, not what is for documentation and tunnels.
+        [first, second, ..] => first & 0xe000 == 0x2000 && !(first == 0x2001 && (second < 0x200 || second == 0xdb8)),
+    }
 }
 
 /// A request did not lead to a response.
@@ -365,5 +402,38 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let tls = TlsConfig { ca: Some(file.path().to_owned()), ..TlsConfig::default() };
         assert_eq!(tls.load().unwrap_err(), format!("{}: holds no certificate", file.path().display()));
+    }
+
+    #[test]
+    fn what_is_public_is_told_from_what_is_not() {
+        for address in ["8.8.8.8", "1.1.1.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"] {
+            assert!(is_public(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "192.0.0.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2001:db8::1",
+            "2001::1",
+        ] {
+            assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
     }
 }

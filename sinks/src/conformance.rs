@@ -13,7 +13,7 @@ use tocsin_pipeline::health::Health;
 use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::metrics::{ComponentMetrics, Metrics};
 use tocsin_pipeline::sink::{
-    Answer, Inputs, Prepared, Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState, Till,
+    Answer, Deliveries, Inputs, Prepared, Queued, Rejected, Sink, SinkContext, SinkError, SinkInput, SinkState, Till,
 };
 use tocsin_pipeline::store::{Append, Disk, Storage};
 use tocsin_pipeline::time::{ManualClock, Timestamp};
@@ -249,6 +249,7 @@ impl Running {
             stop: stop.clone(),
             input: Inputs::new(input, metrics.clone()),
             rejected: Rejected::counting(Arc::clone(&name), metrics.clone()),
+            deliveries: Deliveries::default(),
             name,
         };
         sink.open(&context).await?;

@@ -5,6 +5,7 @@ mod client;
 #[cfg(test)]
 mod conformance;
 mod console;
+mod delivery;
 mod email;
 mod encoding;
 mod file;
@@ -16,6 +17,7 @@ mod kafka;
 mod outbox;
 mod receipts;
 mod retry;
+mod service;
 mod socket;
 mod webhook;
 

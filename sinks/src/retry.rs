@@ -88,8 +88,7 @@ impl Backoff {
 
     /// How long to wait before the next attempt; at least what the peer asked for.
     pub(crate) fn next(&mut self, wish: Option<Duration>) -> Duration {
-        // 2^20 times the first wait is beyond every sensible maximum, and the shift cannot overflow.
-        let bound = self.config.initial.0.saturating_mul(1 << self.attempts.min(20)).min(self.config.max.0);
+        let bound = self.bound();
         let mut hasher = blake3::Hasher::new_keyed(&self.seed);
         hasher.update(&self.attempts.to_le_bytes());
         let hash = hasher.finalize();
@@ -97,6 +96,17 @@ impl Backoff {
         self.attempts = self.attempts.saturating_add(1);
         let wait = bound.mul_f64(f64::from(draw) / f64::from(u32::MAX));
         wait.max(wish.unwrap_or_default().min(LONGEST_WISH))
+    }
+
+    /// As [`Self::next`], and at least half of what it may be: for a pause that must be one.
+    pub(crate) fn pause(&mut self, wish: Option<Duration>) -> Duration {
+        let half = self.bound() / 2;
+        (half + self.next(None) / 2).max(wish.unwrap_or_default().min(LONGEST_WISH))
+    }
+
+    fn bound(&self) -> Duration {
+        // 2^20 times the first wait is beyond every sensible maximum, and the shift cannot overflow.
+        self.config.initial.0.saturating_mul(1 << self.attempts.min(20)).min(self.config.max.0)
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value as Json};
 use tocsin_config::build::build;
-use tocsin_config::plan::{AlertState, ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, Test};
+use tocsin_config::plan::{AlertState, ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, REJECTED, Test};
 use tocsin_pipeline::evolution::Meaning;
 use tocsin_pipeline::graph::{Graph, SinkNode, Target, WhenFull};
 use tocsin_pipeline::json::write_value;
@@ -125,7 +125,8 @@ impl Captures {
                     Outlet { component: ComponentId::Source(at), .. } => &mut graph.sources[at].rejected,
                     Outlet { component: ComponentId::Operator(at), port } => &mut graph.operators[at].outputs[port],
                     // Nothing is delivered in a test, so nothing is refused either.
-                    Outlet { component: ComponentId::Sink(at), .. } => &mut graph.sinks[at].rejected,
+                    Outlet { component: ComponentId::Sink(at), port: REJECTED } => &mut graph.sinks[at].rejected,
+                    Outlet { component: ComponentId::Sink(at), .. } => &mut graph.sinks[at].failed,
                 };
                 targets.push(Target::Sink(sink));
                 sink

@@ -11,28 +11,28 @@ use super::deadlines::next_deadline;
 use super::edge::{Arrived, Inbox, Outlets, Signal, SinkDoor};
 use super::{Accounts, Done, Failure, Report, StateReport};
 use crate::chain::{Content, Passage};
-use crate::event::Batch;
 use crate::graph::{Link, StageTask, Stateless, Work};
 use crate::inquiry::Inquiry;
 use crate::ledger::{Account, Kind};
 use crate::metrics::Metrics;
-use crate::sink::{Letters, Queued, SinkInput};
+use crate::sink::{Letters, Port, Queued, SinkInput};
 use crate::source::Gone;
 use crate::tally::Book;
 use crate::time::Timestamp;
 
-/// Brings a sink's dead letters to those who take them.
+/// Brings a sink's dead letters, and the records that it hands on, to those who take them.
 pub(super) struct Relay {
     pub sink: Arc<str>,
     pub letters: mpsc::Receiver<Letters>,
     pub chain: Stateless,
-    pub entry: Vec<Link>,
+    pub rejected: Vec<Link>,
+    pub failed: Vec<Link>,
     pub outlets: Outlets,
     pub signals: mpsc::Receiver<Signal>,
     pub reports: mpsc::Sender<Report>,
     pub book: Book,
-    /// How many letters have been handed on.
-    pub handed: u64,
+    /// How many dead letters have been handed on, and how many records.
+    pub handed: [u64; 2],
 }
 
 impl Relay {
@@ -42,7 +42,7 @@ impl Relay {
         loop {
             // What the sink wrote after it answered a barrier waits for that barrier.
             if let Some(letters) = next.take_if(|letters| letters.barriers <= barriers) {
-                self.pass(letters.batch).await?;
+                self.pass(letters).await?;
             }
             tokio::select! {
                 // Letters first: those written before the sink answered a barrier belong to its epoch.
@@ -65,10 +65,14 @@ impl Relay {
         }
     }
 
-    async fn pass(&mut self, letters: Batch) -> Result<(), Failure> {
-        self.handed += letters.len() as u64;
+    async fn pass(&mut self, Letters { port, batch, .. }: Letters) -> Result<(), Failure> {
+        let (entry, handed) = match port {
+            Port::Rejected => (&self.rejected, &mut self.handed[0]),
+            Port::Failed => (&self.failed, &mut self.handed[1]),
+        };
+        *handed += batch.len() as u64;
         let mut passage = Passage::of(&self.chain);
-        self.chain.run(&self.entry, letters, &mut passage);
+        self.chain.run(entry, batch, &mut passage);
         passage.settle(&mut self.book);
         for sent in passage.sent {
             self.outlets.send(sent).await?;
@@ -77,7 +81,8 @@ impl Relay {
     }
 
     fn accounts(&self) -> Accounts {
-        let handed = [("rejected".to_owned(), self.handed)].into();
+        let ports = ["rejected".to_owned(), "failed".to_owned()].into_iter().zip(self.handed);
+        let handed = ports.filter(|(_, records)| *records > 0).collect();
         let own = Account { kind: Kind::Sink, handed, ..Account::default() };
         accounts(&self.book, &self.outlets).into_iter().chain([(Arc::clone(&self.sink), own)]).collect()
     }

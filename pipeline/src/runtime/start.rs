@@ -23,7 +23,7 @@ use super::{Deciding, Done, Failure, Report, RunError, Settings};
 use crate::checkpoint::{Buffer, Checkpoints, LanePosition, Restored};
 use crate::codec::Codec;
 use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull};
-use crate::sink::{Answer, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
+use crate::sink::{Answer, Connected, Deliveries, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
 use crate::source::{Positions, Source, SourceContext};
 use crate::store::log::{Log, SEGMENT_BYTES};
 use crate::tally::Book;
@@ -122,11 +122,12 @@ impl Runner<'_> {
     ) -> Result<Vec<OpenSink>, RunError> {
         let mut open = Vec::new();
         for (index, task) in tasks.into_iter().enumerate() {
-            let SinkTask { name, mut sink, chain, rejected, metrics, buffer_bytes, when_full } = task;
+            let SinkTask { name, mut sink, chain, rejected, failed, metrics, buffer_bytes, when_full } = task;
             let data_dir = self.folder("sinks", &name)?;
             let (letters_sender, letters) = mpsc::channel(64);
             let (signals_sender, signals) = mpsc::channel(4);
-            let is_connected = !rejected.is_empty();
+            let connected = Connected { rejected: !rejected.is_empty(), failed: !failed.is_empty() };
+            let is_connected = connected.rejected || connected.failed;
             let till = Till::open(&metrics);
             let mut input = wiring.queued(index).expect("every sink has its queue");
             let buffer = restored.buffers.get(&*name).copied();
@@ -156,7 +157,8 @@ impl Runner<'_> {
                 metrics: metrics.clone(),
                 stop: self.drain.clone(),
                 input: Inputs::new(input, metrics.clone()),
-                rejected: Rejected::new(is_connected.then_some(letters_sender), Arc::clone(&name), metrics, &till),
+                rejected: Rejected::new(letters_sender, connected, Arc::clone(&name), metrics, &till),
+                deliveries: Deliveries::default(),
             };
             if let Some(buffer) = &mut buffer {
                 buffer.state.clone_from(&context.restored);
@@ -170,12 +172,13 @@ impl Runner<'_> {
                 sink: Arc::clone(&name),
                 letters,
                 chain,
-                entry: rejected,
+                rejected,
+                failed,
                 outlets,
                 signals,
                 reports: self.reports.clone(),
                 book,
-                handed: 0,
+                handed: [0; 2],
             });
             self.tills.push(till);
             self.sink_names.push(Arc::clone(&name));

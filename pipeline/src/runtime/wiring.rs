@@ -54,7 +54,7 @@ impl Wiring {
             names.insert(TaskId::Stage(index), task.name.clone());
         }
         for (index, task) in tasks.sinks.iter().enumerate() {
-            add(TaskId::Sink(index), task.chain.receivers(&[&task.rejected]));
+            add(TaskId::Sink(index), task.chain.receivers(&[&task.rejected, &task.failed]));
             names.insert(TaskId::Sink(index), task.name.to_string());
         }
         let mut inboxes = BTreeMap::new();

@@ -14,7 +14,7 @@ use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{BuildContext, Problem, SinkConfig};
-use tocsin_config::types::{Duration, Secret};
+use tocsin_config::types::Secret;
 use tocsin_pipeline::event::{Batch, Field};
 use tocsin_pipeline::sink::{Notification, Sink, SinkContext, SinkError, SinkState};
 use tocsin_pipeline::template::{self, Escape, Template};
@@ -22,8 +22,8 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::client::chain;
-use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, ROWS_MAX, Row, Settings};
-use crate::retry;
+use crate::delivery::{Delivery, Usual};
+use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, Row};
 
 /// Sends a mail for each record to each recipient: alerts in the first place, other records just as well.
 ///
@@ -33,7 +33,7 @@ use crate::retry;
 /// mail that tells of the end of an alert answers the one that told of its beginning, so that they form one thread.
 ///
 /// Answers 400 to 499, refused logins, no answer and broken connections mean to try again, with growing waits that depend on
-/// chance, for `max_age`. Answers 500 to 599 refuse the mail: it goes to `NAME.rejected`. A server that breaks the
+/// chance, for `max_age`. Answers 500 to 599 refuse the mail: it goes to `NAME.rejected`, and its record to `NAME.failed`. A server that breaks the
 /// connection after the end of a mail leaves open whether it took it: the mail is sent again with the same `Message-ID`.
 ///
 /// When `max_waiting` mails wait, or 64 MiB of them, what comes is told in one mail to each recipient, a digest, as soon as
@@ -86,21 +86,8 @@ pub(crate) struct Config {
     html: String,
     /// A PEM file of a further authority that may have signed the server's certificate.
     ca: Option<PathBuf>,
-    /// How long an attempt may take. Default `"30s"`.
-    #[serde(default = "half_a_minute")]
-    timeout: Duration,
-    /// How many mails are on their way at a time. Default 4, from 1 to 64.
-    #[serde(default = "four")]
-    concurrency: usize,
-    /// How many mails may wait; what comes beyond is told in one. Default 100,000, from 1 to 100,000.
-    #[serde(default = "all_rows")]
-    max_waiting: usize,
-    /// How long to go on trying. Default `"24h"`.
-    #[serde(default = "one_day")]
-    max_age: Duration,
-    /// How attempts follow each other.
-    #[serde(default)]
-    retry: retry::Config,
+    #[serde(flatten)]
+    delivery: Delivery,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
@@ -120,22 +107,6 @@ fn default_text() -> String {
 
 fn default_html() -> String {
     include_str!("html.txt").to_owned()
-}
-
-fn half_a_minute() -> Duration {
-    Duration(std::time::Duration::from_secs(30))
-}
-
-fn four() -> usize {
-    4
-}
-
-fn all_rows() -> usize {
-    ROWS_MAX
-}
-
-fn one_day() -> Duration {
-    Duration(std::time::Duration::from_secs(86_400))
 }
 
 /// Where the server is.
@@ -205,16 +176,7 @@ impl SinkConfig for Config {
                 problems.push(Problem::new(option, error.message).within(error.within));
             }
         }
-        if !(1..=64).contains(&self.concurrency) {
-            problems.push(Problem::new("concurrency", "must be from 1 to 64"));
-        }
-        if !(1..=ROWS_MAX).contains(&self.max_waiting) {
-            problems.push(Problem::new("max_waiting", format!("must be from 1 to {ROWS_MAX}")));
-        }
-        if self.timeout.0.is_zero() {
-            problems.push(Problem::new("timeout", "must be longer than nothing"));
-        }
-        problems.extend(self.retry.problems());
+        problems.extend(self.delivery.problems(Usual::SLOW));
         problems
     }
 
@@ -224,6 +186,10 @@ impl SinkConfig for Config {
 
     fn undelivered(state: &[u8]) -> u64 {
         outbox::undelivered(state)
+    }
+
+    fn hands_on(&self) -> bool {
+        true
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
@@ -258,14 +224,9 @@ impl Sink for Email {
                 wording: Arc::clone(&self.wording),
                 from: config.from.clone(),
                 to: config.to.clone(),
-                timeout: config.timeout.0,
+                timeout: config.delivery.timeout(Usual::SLOW),
             };
-            let settings = Settings {
-                concurrency: config.concurrency,
-                max_waiting: config.max_waiting,
-                max_age: config.max_age.0,
-                retry: config.retry,
-            };
+            let settings = config.delivery.settings(Usual::SLOW);
             self.open = Some((Outbox::open(settings, context).await?, Arc::new(post)));
             Ok(())
         })
@@ -298,7 +259,7 @@ fn transport(config: &Config) -> Result<AsyncSmtpTransport<Tokio1Executor>, Sink
         .port(server.port)
         .tls(tls)
         .hello_name(ClientId::Domain(domain.to_owned()))
-        .timeout(Some(config.timeout.0));
+        .timeout(Some(config.delivery.timeout(Usual::SLOW)));
     if let (Some(username), Some(password)) = (&config.username, &config.password) {
         transport = transport.credentials(Credentials::new(username.clone(), password.reveal().to_owned()));
     }

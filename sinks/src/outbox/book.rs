@@ -1,5 +1,6 @@
 //! The outbox without its I/O: the queue, and what of its changes the journal must hold.
 
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use tocsin_pipeline::time::Timestamp;
@@ -7,11 +8,12 @@ use tocsin_pipeline::time::Timestamp;
 use super::SETTLED_IN_STATE;
 use super::digest::{Digest, Folded, Item};
 use super::journal::{self, Entry};
-use super::queue::{Answer, Limits, Next, Offered, Outcome, Queue, Row};
-use crate::retry;
+use super::queue::{Answer, Limits, Next, Offered, Outcome, Overdue, Queue, Row, Turn};
 
 /// The version of the state; 1 had no digests.
 const STATE_VERSION: u8 = 2;
+/// The version of a state whose rows have their records.
+const STATE_VERSION_RECORDS: u8 = 3;
 
 /// What became of a notification that was entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +27,20 @@ pub(super) enum Entered {
     },
 }
 
+/// A row that was refused, whose record is on its way to whoever is told instead. Until that is in a checkpoint, the journal
+/// takes the row for one that is still to be sent: else a crash could lose it.
+struct Handed {
+    row: Row,
+    /// The epoch that it belongs to, once a state was taken.
+    epoch: Option<u64>,
+}
+
 /// A queue whose changes are written down.
 pub(super) struct Book {
     queue: Queue,
+    /// At most as many as rows may wait: where checkpoints fail, the oldest are let go.
+    handed: VecDeque<Handed>,
+    handed_max: usize,
     /// What is to be written to the journal before anything leaves; `None` where there is no journal.
     frames: Option<Vec<u8>>,
     /// Whether anything has changed since the last state was taken.
@@ -42,6 +55,8 @@ impl Book {
     pub(super) fn new(limits: Limits, has_journal: bool) -> Self {
         Self {
             queue: Queue::new(limits),
+            handed: VecDeque::new(),
+            handed_max: limits.rows,
             frames: has_journal.then(Vec::new),
             is_changed: true,
             journal_number: 0,
@@ -72,13 +87,52 @@ impl Book {
         self.queue.next(now)
     }
 
-    pub(super) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> Outcome {
+    pub(super) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> (Outcome, Turn) {
         self.is_changed = true;
-        let outcome = self.queue.answered(id, answer, now);
-        if !matches!(outcome, Outcome::Retry { .. }) {
-            self.note(|| Entry::Settled(id.to_owned()));
+        let (outcome, turn) = self.queue.answered(id, answer, now);
+        match &outcome {
+            Outcome::Retry { .. } => {}
+            Outcome::Delivered(_) => self.note(|| Entry::Settled(id.to_owned())),
+            Outcome::Refused { row, .. } => self.refused(row),
         }
-        outcome
+        (outcome, turn)
+    }
+
+    /// What follows from the age of rows.
+    pub(super) fn overdue(&mut self, now: Timestamp) -> Option<Overdue> {
+        let overdue = self.queue.overdue(now)?;
+        self.is_changed = true;
+        if let Overdue::Refused { row, .. } = &overdue {
+            self.refused(row);
+        }
+        Some(overdue)
+    }
+
+    fn refused(&mut self, row: &Row) {
+        if row.record.is_empty() || self.frames.is_none() {
+            return self.note(|| Entry::Settled(row.id.clone()));
+        }
+        self.handed.push_back(Handed { row: row.clone(), epoch: None });
+        if self.handed.len() > self.handed_max
+            && let Some(oldest) = self.handed.pop_front()
+        {
+            self.note(|| Entry::Settled(oldest.row.id));
+        }
+    }
+
+    /// What was handed on until now belongs to this epoch.
+    pub(super) fn prepared(&mut self, epoch: u64) {
+        self.handed.iter_mut().for_each(|handed| handed.epoch = handed.epoch.or(Some(epoch)));
+    }
+
+    /// The checkpoint of an epoch is complete, with what was handed on in it. Three are kept; any of them may be gone back to.
+    pub(super) fn committed(&mut self, epoch: u64) {
+        let is_kept = |of: u64| of.saturating_add(2) > epoch;
+        while self.handed.front().is_some_and(|handed| handed.epoch.is_some_and(|of| !is_kept(of))) {
+            if let Some(handed) = self.handed.pop_front() {
+                self.note(|| Entry::Settled(handed.row.id));
+            }
+        }
     }
 
     /// A digest that is to be told now.
@@ -91,6 +145,11 @@ impl Book {
         self.is_changed = true;
         let number = self.queue.tell(row.clone());
         self.note(|| Entry::Told(number, row));
+    }
+
+    /// For whom the notification of this name is that waits.
+    pub(super) fn receiver(&self, id: &str) -> Option<&str> {
+        self.queue.receiver(id)
     }
 
     pub(super) fn has_digests(&self) -> bool {
@@ -120,8 +179,11 @@ impl Book {
         let (number, digests) = self.queue.digests();
         Entry::Digests(number, digests.len() as u32).append(&mut frames);
         digests.for_each(|digest| Entry::Digest(digest.clone()).append(&mut frames));
-        self.queue.settled().for_each(|id| Entry::Settled(id.clone()).append(&mut frames));
-        self.queue.rows().for_each(|row| Entry::Intent(row.clone()).append(&mut frames));
+        let handed: HashSet<&str> = self.handed.iter().map(|handed| &*handed.row.id).collect();
+        let settled = self.queue.settled().filter(|id| !handed.contains(id.as_str()));
+        settled.for_each(|id| Entry::Settled(id.clone()).append(&mut frames));
+        let handed = self.handed.iter().map(|handed| &handed.row);
+        handed.chain(self.queue.rows()).for_each(|row| Entry::Intent(row.clone()).append(&mut frames));
         frames
     }
 
@@ -159,10 +221,12 @@ impl Book {
         if !std::mem::take(&mut self.is_changed) {
             return None;
         }
-        let mut state = vec![STATE_VERSION];
+        let has_records = self.queue.rows().any(Row::has_record);
+        let mut state = vec![if has_records { STATE_VERSION_RECORDS } else { STATE_VERSION }];
         let rows = self.queue.rows();
         state.extend_from_slice(&(rows.len() as u32).to_le_bytes());
-        rows.for_each(|row| journal::append_row(row, &mut state));
+        let append = if has_records { journal::append_row_with_record } else { journal::append_row };
+        rows.for_each(|row| append(row, &mut state));
         let (number, digests) = self.queue.digests();
         state.extend_from_slice(&number.to_le_bytes());
         let digests: Vec<_> = digests.collect();
@@ -179,11 +243,11 @@ impl Book {
     pub(super) fn restore(&mut self, state: &[u8]) -> Option<()> {
         let (version, rest) = state.split_first()?;
         let (count, mut rest) = rest.split_at_checked(4)?;
-        if !(1..=STATE_VERSION).contains(version) {
+        if !(1..=STATE_VERSION_RECORDS).contains(version) {
             return None;
         }
         for _ in 0..u32::from_le_bytes(count.try_into().ok()?) {
-            self.queue.restore(journal::read_row(&mut rest)?);
+            self.queue.restore(journal::read_row(&mut rest, *version == STATE_VERSION_RECORDS)?);
         }
         if *version >= 2 {
             let number = journal::read_number(&mut rest)?;
@@ -199,8 +263,7 @@ impl Book {
 
 /// How many notifications a state holds that are not delivered.
 pub(crate) fn undelivered(state: &[u8]) -> u64 {
-    let limits = Limits { rows: usize::MAX, bytes: usize::MAX, age: Duration::MAX, retry: retry::Config::default() };
-    let mut book = Book::new(limits, false);
+    let mut book = Book::new(Limits::of(usize::MAX, usize::MAX, Duration::MAX), false);
     match book.restore(state) {
         Some(()) => book.queue.rows().len() as u64 + book.queue.digests().1.map(Digest::count).sum::<u64>(),
         None => 0,

@@ -12,7 +12,6 @@ use super::digest::Item;
 use super::journal::{self, Entry};
 use super::queue::{Answer, Limits, Next, Row};
 use crate::conformance::NOON;
-use crate::retry;
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 struct Random(u64);
@@ -28,7 +27,7 @@ impl Random {
 }
 
 fn limits() -> Limits {
-    Limits { rows: 4, bytes: 1 << 20, age: Duration::from_secs(86_400), retry: retry::Config::default() }
+    Limits::of(4, 1 << 20, Duration::from_secs(86_400))
 }
 
 /// A notification of one of six alerts, to one of two receivers.
@@ -45,7 +44,9 @@ fn given(number: usize) -> Given {
         receiver: receiver.into(),
         thread: format!("alert{alert}"),
         payload: Bytes::from(format!("{number}")),
+        record: Bytes::from_static(b"12345678{}"),
         attempts: 0,
+        is_handed_on: false,
         next: NOON,
         created: NOON,
         arrival: NOON,
@@ -57,6 +58,9 @@ fn given(number: usize) -> Given {
 struct World {
     /// Whether the journal may be broken for a while: then some is told again.
     may_break: bool,
+    /// Whether receivers may refuse: then it goes on from the last checkpoint, since going back further twice can forget what
+    /// was handed on.
+    may_refuse: bool,
     /// How many notifications have been offered, of those there are.
     position: usize,
     reached: usize,
@@ -70,6 +74,10 @@ struct World {
     folded: BTreeSet<String>,
     /// The digests that were told, with what they counted.
     digests: BTreeMap<String, u64>,
+    /// What was refused and handed on: the number of the first checkpoint that holds it.
+    handed: BTreeMap<String, usize>,
+    /// The alerts of which anything was ever refused.
+    refused: BTreeSet<String>,
     /// What was on its way when the process died, and may be told again.
     forgiven: BTreeSet<String>,
     /// How each alert stands as far as its receiver knows.
@@ -136,13 +144,17 @@ impl World {
         self.forgiven.extend(self.in_flight.drain(..).map(|row| row.id));
         let mut book = Book::new(limits(), true);
         self.position = 0;
-        if let Some(back) = self.checkpoints.len().checked_sub(1 + random.below(2) as usize) {
+        if let Some(back) =
+            self.checkpoints.len().checked_sub(1 + random.below(if self.may_refuse { 1 } else { 2 }) as usize)
+        {
             self.checkpoints.truncate(back + 1);
             let (position, state) = &self.checkpoints[back];
             book.restore(state).unwrap();
             self.position = *position;
+            self.handed.retain(|_, checkpoint| *checkpoint <= back);
         } else {
             self.checkpoints.clear();
+            self.handed.clear();
         }
         let contents = journal::read(&self.journal).unwrap();
         assert_eq!(contents.whole, self.journal.len());
@@ -159,10 +171,10 @@ fn fresh(frames: Vec<u8>) -> Vec<u8> {
 }
 
 /// Runs one history; a journal that is whole all the time makes it exact.
-fn run(seed: u64, may_break: bool) {
+fn run(seed: u64, may_break: bool, may_refuse: bool) {
     let mut random = Random(seed);
     let mut book = Book::new(limits(), true);
-    let mut world = World { may_break, ..World::default() };
+    let mut world = World { may_break, may_refuse, ..World::default() };
     let mut is_broken = false;
     world.journal = fresh(Vec::new());
     for _ in 0..400 {
@@ -178,8 +190,13 @@ fn run(seed: u64, may_break: bool) {
             13..16 if !world.in_flight.is_empty() => {
                 let at = random.below(world.in_flight.len() as u64) as usize;
                 let row = world.in_flight.remove(at);
-                let answer = match random.below(3) {
-                    0 => Answer::Again { why: "busy".into(), wish: None },
+                let answer = match random.below(9) {
+                    0..3 => Answer::Again { why: "busy".into(), wish: None },
+                    3 if may_refuse && row.payload[0] != b'{' => {
+                        world.handed.insert(row.id.clone(), world.checkpoints.len());
+                        world.refused.insert(row.thread.clone());
+                        Answer::Never { why: "no".into() }
+                    }
                     _ => {
                         world.deliver(&row);
                         Answer::Delivered
@@ -195,7 +212,10 @@ fn run(seed: u64, may_break: bool) {
             }
             16..18 => {
                 if let Some(state) = book.state() {
+                    let epoch = world.checkpoints.len() as u64;
                     world.checkpoints.push((world.position, state));
+                    book.prepared(epoch);
+                    book.committed(epoch);
                 }
                 if random.below(3) == 0 {
                     world.journal = fresh(book.whole());
@@ -232,7 +252,8 @@ fn run(seed: u64, may_break: bool) {
         let Given { row, .. } = given(number);
         let told = world.told.get(&row.id).copied().unwrap_or(0);
         let is_folded = world.folded.contains(&row.id);
-        assert!(told > 0 || is_folded, "{} is lost", row.id);
+        let is_handed = world.handed.contains_key(&row.id);
+        assert!(told > 0 || is_folded || is_handed, "{} is lost", row.id);
         if !may_break {
             assert!(told == 0 || !is_folded, "{} is told one by one and in a digest", row.id);
             assert!(told <= 1 || world.forgiven.contains(&row.id), "{} is told {told} times", row.id);
@@ -245,7 +266,8 @@ fn run(seed: u64, may_break: bool) {
     for number in (0..world.reached).rev().collect::<Vec<_>>() {
         let Given { row, state } = given(number);
         let is_last = (number + 1..world.reached).all(|later| given(later).row.thread != row.thread);
-        if is_last {
+        // Whoever is told instead may be told of the end of an alert, and the receiver of its beginning.
+        if is_last && !world.refused.contains(&row.thread) {
             assert_eq!(world.known.get(&row.thread).map(String::as_str), Some(state), "{} as it is known", row.thread);
         }
     }
@@ -263,7 +285,7 @@ fn seeds() -> impl Iterator<Item = u64> {
 fn everything_is_told_once_one_by_one_or_in_a_digest_whenever_the_process_dies() {
     for seed in seeds() {
         println!("seed {seed}");
-        run(seed, false);
+        run(seed, false, false);
     }
 }
 
@@ -271,7 +293,15 @@ fn everything_is_told_once_one_by_one_or_in_a_digest_whenever_the_process_dies()
 fn nothing_is_lost_although_the_journal_cannot_be_written_for_a_while() {
     for seed in seeds() {
         println!("seed {seed}");
-        run(seed, true);
+        run(seed, true, false);
+    }
+}
+
+#[test]
+fn what_is_handed_on_to_another_is_in_a_checkpoint_or_handed_on_again() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        run(seed, false, true);
     }
 }
 

@@ -212,6 +212,11 @@ impl Digest {
         Timestamp(self.arrival)
     }
 
+    /// When the last of them came.
+    pub(super) fn until(&self) -> Timestamp {
+        Timestamp(self.until)
+    }
+
     fn items(&self) -> impl Iterator<Item = &Item> {
         self.ended.iter().chain(&self.first).chain(&self.last)
     }
@@ -262,6 +267,11 @@ impl Digest {
             "alerts": self.items().map(Item::json).collect::<Vec<_>>(),
             "more": self.more(),
         })
+    }
+
+    /// As [`Self::record`], as records are handed on.
+    pub(crate) fn value(&self) -> Value {
+        tocsin_pipeline::json::parse_value(self.record().to_string().as_bytes()).expect("it was written as JSON")
     }
 
     /// In words, for people.

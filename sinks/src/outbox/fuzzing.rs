@@ -5,11 +5,9 @@ use std::time::Duration;
 use super::book::Book;
 use super::journal::{self, Entry};
 use super::queue::Limits;
-use crate::retry;
 
 fn book() -> Book {
-    let limits = Limits { rows: 8, bytes: 1 << 20, age: Duration::from_secs(60), retry: retry::Config::default() };
-    Book::new(limits, true)
+    Book::new(Limits::of(8, 1 << 20, Duration::from_secs(60)), true)
 }
 
 pub fn journal(data: &[u8]) {

@@ -33,6 +33,9 @@ const FOLDED: u8 = 4;
 const TOLD: u8 = 5;
 const DIGESTS: u8 = 6;
 const DIGEST: u8 = 7;
+/// As the ones before, of a row with its record.
+const INTENT_WITH_RECORD: u8 = 8;
+const TOLD_WITH_RECORD: u8 = 9;
 /// A frame with a kind and a place.
 const MARK_LENGTH: usize = 8 + 9;
 
@@ -56,6 +59,10 @@ impl Entry {
     pub(super) fn append(&self, out: &mut Vec<u8>) {
         let mut content = Vec::new();
         match self {
+            Self::Intent(row) if row.has_record() => {
+                content.push(INTENT_WITH_RECORD);
+                append_row_with_record(row, &mut content);
+            }
             Self::Intent(row) => {
                 content.push(INTENT);
                 append_row(row, &mut content);
@@ -67,6 +74,11 @@ impl Entry {
             Self::Folded(folded) => {
                 content.push(FOLDED);
                 append_json(folded, &mut content);
+            }
+            Self::Told(number, row) if row.has_record() => {
+                content.push(TOLD_WITH_RECORD);
+                content.extend_from_slice(&number.to_le_bytes());
+                append_row_with_record(row, &mut content);
             }
             Self::Told(number, row) => {
                 content.push(TOLD);
@@ -89,15 +101,15 @@ impl Entry {
     fn read(content: &[u8]) -> Option<Self> {
         let (kind, mut rest) = content.split_first()?;
         match *kind {
-            INTENT => {
-                let row = read_row(&mut rest)?;
+            INTENT | INTENT_WITH_RECORD => {
+                let row = read_row(&mut rest, *kind == INTENT_WITH_RECORD)?;
                 rest.is_empty().then_some(Self::Intent(row))
             }
             SETTLED => Some(Self::Settled(String::from_utf8(rest.to_vec()).ok()?)),
             FOLDED => serde_json::from_slice(rest).ok().map(Self::Folded),
-            TOLD => {
+            TOLD | TOLD_WITH_RECORD => {
                 let number = read_number(&mut rest)?;
-                let row = read_row(&mut rest)?;
+                let row = read_row(&mut rest, *kind == TOLD_WITH_RECORD)?;
                 rest.is_empty().then_some(Self::Told(number, row))
             }
             DIGESTS => {
@@ -137,6 +149,12 @@ pub(super) fn append_row(row: &Row, out: &mut Vec<u8>) {
     }
 }
 
+pub(super) fn append_row_with_record(row: &Row, out: &mut Vec<u8>) {
+    append_row(row, out);
+    append_bytes(&row.record, out);
+    out.push(row.is_handed_on.into());
+}
+
 pub(super) fn append_json<T: Serialize>(value: &T, out: &mut Vec<u8>) {
     serde_json::to_writer(out, value).expect("digests have string keys, and memory takes everything");
 }
@@ -165,12 +183,19 @@ fn take<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-pub(super) fn read_row(from: &mut &[u8]) -> Option<Row> {
+/// Reads what [`append_row`] has written, or [`append_row_with_record`].
+pub(super) fn read_row(from: &mut &[u8], has_record: bool) -> Option<Row> {
     let (id, receiver, thread) = (read_text(from)?, read_text(from)?, read_text(from)?);
     let payload = Bytes::copy_from_slice(read_bytes(from)?);
     let attempts = u32::from_le_bytes(take(from, 4)?.try_into().ok()?);
     let mut time = || Some(Timestamp(i64::from_le_bytes(take(from, 8)?.try_into().ok()?)));
-    Some(Row { id, receiver, thread, payload, attempts, next: time()?, created: time()?, arrival: time()? })
+    let (next, created, arrival) = (time()?, time()?, time()?);
+    let (mut record, mut is_handed_on) = (Bytes::new(), false);
+    if has_record {
+        record = Bytes::copy_from_slice(read_bytes(from)?);
+        is_handed_on = take(from, 1)? != [0];
+    }
+    Some(Row { id, receiver, thread, payload, record, attempts, is_handed_on, next, created, arrival })
 }
 
 /// What a journal holds.
@@ -341,7 +366,9 @@ mod tests {
             receiver: "ä@example.org".into(),
             thread: "t".into(),
             payload: Bytes::from_static(b"body\0"),
+            record: Bytes::from_static(if id == "b" { b"12345678{}" } else { &[] }),
             attempts: 3,
+            is_handed_on: id == "b",
             next: Timestamp(1),
             created: Timestamp(-2),
             arrival: Timestamp(3),

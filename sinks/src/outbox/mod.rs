@@ -8,6 +8,7 @@
 //! as soon as there is room again. So input is always taken, and nothing is dropped without a word.
 
 mod book;
+mod breaker;
 #[cfg(test)]
 mod crashes;
 mod digest;
@@ -16,6 +17,7 @@ pub(crate) mod fuzzing;
 pub(crate) mod journal;
 mod queue;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use tocsin_pipeline::event::{Batch, Field, Lane, Origin, Span};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::operator::Reason;
-use tocsin_pipeline::sink::{SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::sink::{DeliveryOutcome, SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -37,12 +39,15 @@ pub(crate) use digest::Digest;
 use digest::Item;
 use journal::Journal;
 pub(crate) use queue::{Answer, Row};
-use queue::{Limits, Next, Outcome};
+use queue::{Limits, Next, Outcome, Overdue, Turn};
 
+use crate::delivery::{Breaker, RateLimit};
 use crate::retry::{self, Backoff};
 
 /// A rendered notification is not longer: what is, is refused.
 const PAYLOAD_MAX: usize = 4 << 20;
+/// A record that may have to be handed on is not longer.
+const RECORD_MAX: usize = 3 << 20;
 /// How many rows wait at most; what comes beyond is folded into digests.
 pub(crate) const ROWS_MAX: usize = 100_000;
 /// How much the waiting rows may take, as before.
@@ -66,7 +71,7 @@ pub(crate) struct Draft {
 
 /// Renders records and carries rows to their receivers.
 pub(crate) trait Courier: Send + Sync + 'static {
-    /// What is to be told of a record; an error refuses it.
+    /// What is to be told of a record: nothing, or something for each receiver; an error refuses it.
     fn drafts(&self, batch: &Batch, row: u32) -> Result<Vec<Draft>, String>;
 
     /// What is to be told of many records that were not told one by one.
@@ -84,6 +89,10 @@ pub(crate) struct Settings {
     pub(crate) max_waiting: usize,
     pub(crate) max_age: Duration,
     pub(crate) retry: retry::Config,
+    pub(crate) breaker: Breaker,
+    pub(crate) rate_limit: Option<RateLimit>,
+    /// After which time somebody else is told, where somebody is.
+    pub(crate) fallback_after: Option<Duration>,
 }
 
 /// An outbox, open.
@@ -91,6 +100,8 @@ pub(crate) struct Outbox {
     settings: Settings,
     book: Book,
     journal: Option<Recorder>,
+    /// The receivers that are left alone for a while.
+    paused: BTreeSet<String>,
 }
 
 /// Where an alert's record says who it is.
@@ -129,8 +140,15 @@ impl Identity {
 impl Outbox {
     /// Goes on from a checkpoint and rolls the journal forward: what was said since then stays said.
     pub(crate) async fn open(settings: Settings, context: &SinkContext) -> Result<Self, SinkError> {
-        let limits =
-            Limits { rows: settings.max_waiting, bytes: BYTES_MAX, age: settings.max_age, retry: settings.retry };
+        let limits = Limits {
+            rows: settings.max_waiting,
+            bytes: BYTES_MAX,
+            age: settings.max_age,
+            retry: settings.retry,
+            breaker: settings.breaker,
+            rate: settings.rate_limit,
+            fallback_after: settings.fallback_after,
+        };
         let mut book = Book::new(limits, context.data_dir.is_some());
         if let Some(state) = &context.restored {
             book.restore(state).ok_or_else(|| SinkError("the state in the checkpoint does not read".into()))?;
@@ -154,7 +172,7 @@ impl Outbox {
                 Some(Recorder::start(journal))
             }
         };
-        let mut outbox = Self { settings, book, journal };
+        let mut outbox = Self { settings, book, journal, paused: BTreeSet::new() };
         if outbox.book.has_passed_journal() {
             outbox.rewrite(context).await;
         }
@@ -172,6 +190,7 @@ impl Outbox {
         loop {
             if !is_stopping {
                 self.tell_digests(&*courier, &context).await;
+                self.overdue(&context).await;
             }
             let mut wait = self.mend(&context).await.map(|wait| wait.min(WAIT_MAX));
             while !is_stopping && attempts.len() < self.settings.concurrency {
@@ -214,11 +233,16 @@ impl Outbox {
                     None => break,
                     Some(SinkInput::End) => has_ended = true,
                     Some(SinkInput::Batch(batch)) => self.take(&*courier, &batch, &context).await,
-                    Some(SinkInput::Barrier { prepared, .. }) => {
+                    Some(SinkInput::Barrier { epoch, prepared }) => {
                         // Nobody waits for the answer of an epoch that was given up.
                         let _ = prepared.send(self.state());
+                        self.book.prepared(epoch);
                     }
-                    Some(SinkInput::Committed { .. }) => self.tidy(&context).await,
+                    Some(SinkInput::Committed { epoch }) => {
+                        self.book.committed(epoch);
+                        self.record(&context).await;
+                        self.tidy(&context).await;
+                    }
                     Some(SinkInput::Watermark(_)) => {}
                 },
             }
@@ -226,6 +250,8 @@ impl Outbox {
         if let Some(journal) = &mut self.journal {
             journal.close().await;
         }
+        // Who goes on makes attempts at once.
+        context.health.clear(Trouble::ReceiverAway, &context.name);
         Ok(self.state())
     }
 
@@ -241,17 +267,22 @@ impl Outbox {
                     continue;
                 }
             };
-            let (mut is_accepted, mut refused) = (false, None);
+            // Of some records there is nothing to be told.
+            let (mut is_accepted, mut refused) = (drafts.is_empty(), None);
+            let record = match context.rejected.hands_on() {
+                true => record_of(&batch.value(row), batch.time(row)),
+                false => Bytes::new(),
+            };
             for Draft { id, receiver, thread, payload } in drafts {
-                if payload.len() > PAYLOAD_MAX {
-                    refused = Some(format!("{} bytes are more than a notification may have", payload.len()));
+                if payload.len() > PAYLOAD_MAX || record.len() > RECORD_MAX {
+                    let length = payload.len().max(record.len());
+                    refused = Some(format!("{length} bytes are more than a notification may have"));
                     continue;
                 }
-                let payload = Bytes::from(payload);
-                let arrival = batch.arrival;
                 let item = |draft: &Row| Item::of(&batch.value(row), &draft.thread, batch.time(row));
                 let receiving = receiver.clone();
-                let draft = Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival };
+                let draft = Draft { id, receiver, thread, payload };
+                let draft = row_of(draft, record.clone(), now, batch.arrival);
                 let entered = self.book.enter(draft, now, item);
                 is_accepted |= entered != Entered::Known;
                 if let Entered::Folded { is_first } = entered {
@@ -289,10 +320,16 @@ impl Outbox {
     async fn tell_digests<C: Courier>(&mut self, courier: &C, context: &SinkContext) {
         while let Some(digest) = self.book.due() {
             let now = context.clock.now();
-            let Draft { id, receiver, thread, payload } = courier.digest(&digest);
-            tracing::warn!(sink = %context.name, receiver, id, count = digest.count(), "telling notifications as one digest");
-            let (payload, arrival) = (Bytes::from(payload), digest.arrival());
-            self.book.tell(Row { id, receiver, thread, payload, attempts: 0, next: now, created: now, arrival });
+            let draft = courier.digest(&digest);
+            tracing::warn!(
+                sink = %context.name, receiver = draft.receiver, id = draft.id, count = digest.count(),
+                "telling notifications as one digest"
+            );
+            let record = match context.rejected.hands_on() {
+                true => record_of(&digest.value(), digest.until()),
+                false => Bytes::new(),
+            };
+            self.book.tell(row_of(draft, record, now, digest.arrival()));
             self.record(context).await;
             if !self.book.has_digests() {
                 context.health.clear(Trouble::OutboxFull, &context.name);
@@ -306,27 +343,86 @@ impl Outbox {
             Answer::Again { why, .. } => why.clone(),
             _ => String::new(),
         };
-        match self.book.answered(id, answer, now) {
+        context.deliveries.tell(id, || match &answer {
+            Answer::Delivered => DeliveryOutcome::Delivered,
+            Answer::Again { why, .. } => DeliveryOutcome::Again(why.clone()),
+            Answer::Never { why } => DeliveryOutcome::Refused(why.clone()),
+        });
+        let (outcome, turn) = self.book.answered(id, answer, now);
+        match outcome {
             Outcome::Delivered(row) => {
                 context.metrics.notification("delivered");
                 context.metrics.latency(now.since(row.arrival).as_secs_f64());
+                self.turned(&row.receiver, turn, &why, context);
             }
             Outcome::Retry { at } => {
                 context.metrics.notification("retried");
                 tracing::warn!(sink = %context.name, id, error = why, next = %at, "not delivered, trying again");
+                let receiver = self.book.receiver(id).unwrap_or_default().to_owned();
+                self.turned(&receiver, turn, &why, context);
                 return;
             }
             Outcome::Refused { row, why } => {
-                context.metrics.notification("refused");
-                tracing::error!(sink = %context.name, id, receiver = row.receiver, error = why, "refused for good");
-                let lane = Arc::new(Lane::of_operator(Arc::clone(&context.name), Origin::Operator));
-                let spans = vec![Span::new(0, row.payload.len())];
-                let letter = Batch::new(lane, row.payload, 0, spans, row.arrival);
-                context.rejected.tell(&letter, 0, Reason::Refused, &why).await;
+                self.turned(&row.receiver, turn, &why, context);
+                Self::refused(row, &why, context).await;
             }
         }
         self.record(context).await;
         fault::point("outbox.settled");
+    }
+
+    /// Does what follows from the age of rows that are not delivered.
+    async fn overdue(&mut self, context: &SinkContext) {
+        let mut is_changed = false;
+        while let Some(overdue) = self.book.overdue(context.clock.now()) {
+            is_changed = true;
+            match overdue {
+                Overdue::HandOn(row) => {
+                    tracing::warn!(
+                        sink = %context.name, id = row.id, receiver = row.receiver,
+                        "not delivered for so long that it is handed on; attempts go on"
+                    );
+                    hand_on(&row, context).await;
+                }
+                Overdue::Refused { row, why } => Self::refused(row, &why, context).await,
+            }
+        }
+        if is_changed {
+            self.record(context).await;
+        }
+    }
+
+    /// A row will never be delivered: it becomes a dead letter, and its record goes to whoever is told instead.
+    async fn refused(row: Row, why: &str, context: &SinkContext) {
+        context.metrics.notification("refused");
+        tracing::error!(sink = %context.name, id = row.id, receiver = row.receiver, error = why, "refused for good");
+        // First of all: what a crash forgets of it must be told again.
+        hand_on(&row, context).await;
+        let lane = Arc::new(Lane::of_operator(Arc::clone(&context.name), Origin::Operator));
+        let spans = vec![Span::new(0, row.payload.len())];
+        let letter = Batch::new(lane, row.payload, 0, spans, row.arrival);
+        context.rejected.tell(&letter, 0, Reason::Refused, why).await;
+    }
+
+    /// A receiver is left alone from now on, or is there again.
+    fn turned(&mut self, receiver: &str, turn: Turn, why: &str, context: &SinkContext) {
+        match turn {
+            Turn::None => {}
+            Turn::Paused(until) => {
+                tracing::warn!(sink = %context.name, receiver, error = why, %until, "it fails again and again: no attempts until then");
+                let whose = if receiver.is_empty() { &*context.name } else { receiver };
+                let message = format!("`{whose}` fails again and again, so that attempts are paused: {why}");
+                context.health.raise(Trouble::ReceiverAway, &context.name, message);
+                self.paused.insert(receiver.to_owned());
+            }
+            Turn::Back => {
+                tracing::info!(sink = %context.name, receiver, "it answers again");
+                self.paused.remove(receiver);
+                if self.paused.is_empty() {
+                    context.health.clear(Trouble::ReceiverAway, &context.name);
+                }
+            }
+        }
     }
 
     /// Writes to the journal what has changed. Where that fails, notifications go on leaving: without the journal a crash may repeat
@@ -399,6 +495,30 @@ impl Outbox {
     fn state(&mut self) -> SinkState {
         self.book.state().map_or(SinkState::Unchanged, |state| SinkState::State(state.into()))
     }
+}
+
+/// A row that was not sent yet.
+pub(crate) fn row_of(draft: Draft, record: Bytes, now: Timestamp, arrival: Timestamp) -> Row {
+    let Draft { id, receiver, thread, payload } = draft;
+    let payload = Bytes::from(payload);
+    let (next, created) = (now, now);
+    Row { id, receiver, thread, payload, record, attempts: 0, is_handed_on: false, next, created, arrival }
+}
+
+/// A record as rows keep it.
+fn record_of(record: &Value, time: Timestamp) -> Bytes {
+    let mut bytes = time.0.to_le_bytes().to_vec();
+    tocsin_pipeline::json::write_value(record, &mut bytes);
+    bytes.into()
+}
+
+/// Gives the record of a row to whoever is told instead. It has the same identity there, so that it is told once however often it
+/// is handed on.
+async fn hand_on(row: &Row, context: &SinkContext) {
+    let Some((time, record)) = row.record.split_first_chunk::<8>() else { return };
+    // What is not read was not written by this.
+    let Ok(record) = tocsin_pipeline::json::parse_value(record) else { return };
+    context.rejected.hand_on(record, Timestamp(i64::from_le_bytes(*time)), row.arrival).await;
 }
 
 /// What the thread of the journal is asked to do; it answers with the length of the journal.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tocsin_pipeline::time::Timestamp;
 
+use super::breaker::{Breaker, Rate};
 use super::digest::{Digest, Folded, Item};
+use crate::delivery::{self, RateLimit};
 use crate::retry::{self, Backoff};
 
 /// How many names of settled notifications are remembered. A replay offers again what was decided since the last
@@ -28,7 +30,12 @@ pub(crate) struct Row {
     pub(crate) thread: String,
     /// What is sent, rendered.
     pub(crate) payload: Bytes,
+    /// The record itself, for whoever is told where this receiver cannot be: its event time, little-endian, and JSON. Empty
+    /// where there is nobody.
+    pub(crate) record: Bytes,
     pub(crate) attempts: u32,
+    /// It was handed on to somebody else although attempts go on.
+    pub(crate) is_handed_on: bool,
     /// Not before this moment.
     pub(crate) next: Timestamp,
     pub(crate) created: Timestamp,
@@ -42,8 +49,13 @@ impl Row {
         threads.map(|thread| (self.receiver.clone(), thread.to_owned()))
     }
 
+    /// Whether it has more than rows had in the first version of journals.
+    pub(crate) fn has_record(&self) -> bool {
+        !self.record.is_empty() || self.is_handed_on
+    }
+
     fn bytes(&self) -> usize {
-        self.payload.len() + self.thread.len()
+        self.payload.len() + self.record.len() + self.thread.len()
     }
 }
 
@@ -67,6 +79,26 @@ pub(crate) enum Answer {
 pub(crate) enum Outcome {
     Delivered(Row),
     Retry { at: Timestamp },
+    Refused { row: Row, why: String },
+}
+
+/// What follows from an answer for those that wait for the same receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Nothing.
+    None,
+    /// It is left alone until this moment.
+    Paused(Timestamp),
+    /// It is there again.
+    Back,
+}
+
+/// What follows from time alone, while a receiver is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// It has not been delivered for so long that somebody else is told; attempts go on.
+    HandOn(Row),
+    /// It is given up.
     Refused { row: Row, why: String },
 }
 
@@ -100,6 +132,30 @@ pub(crate) struct Limits {
     /// A row that was not delivered in this time is refused.
     pub(crate) age: Duration,
     pub(crate) retry: retry::Config,
+    pub(crate) breaker: delivery::Breaker,
+    pub(crate) rate: Option<RateLimit>,
+    /// After which time somebody else is told of a row that was not delivered, although attempts go on.
+    pub(crate) fallback_after: Option<Duration>,
+}
+
+impl Limits {
+    /// All else as it usually is.
+    pub(crate) fn of(rows: usize, bytes: usize, age: Duration) -> Self {
+        let (retry, breaker) = (retry::Config::default(), delivery::Breaker::default());
+        Self { rows, bytes, age, retry, breaker, rate: None, fallback_after: None }
+    }
+}
+
+/// What is kept of a receiver while rows wait for it or it fails.
+#[derive(Debug, Default)]
+struct Receiver {
+    /// Its rows by their age.
+    waiting: BTreeSet<(Timestamp, u64)>,
+    /// Those of them that nobody else was told of yet, where somebody is to be after a while.
+    unhanded: BTreeSet<(Timestamp, u64)>,
+    /// Those that may be sent, by the moment from which they may.
+    ready: BTreeSet<(Timestamp, u64)>,
+    breaker: Breaker,
 }
 
 /// The rows that are not settled, the names of those that are, and the digests of what did not fit.
@@ -113,10 +169,9 @@ pub(crate) struct Queue {
     names: HashMap<String, u64>,
     /// The rows of each thread in order; only one that is the first of all its threads may be sent.
     threads: HashMap<(String, String), VecDeque<u64>>,
-    /// How many rows each receiver has.
-    waiting: HashMap<String, usize>,
-    /// The rows that may be sent, by the moment from which they may.
-    ready: BTreeSet<(Timestamp, u64)>,
+    /// By name: as many as the configuration has, and those of rows that wait since before it changed.
+    receivers: BTreeMap<String, Receiver>,
+    rate: Option<Rate>,
     in_flight: HashSet<u64>,
     settled: HashSet<String>,
     settled_order: VecDeque<String>,
@@ -136,8 +191,8 @@ impl Queue {
             sequence: 0,
             names: HashMap::new(),
             threads: HashMap::new(),
-            waiting: HashMap::new(),
-            ready: BTreeSet::new(),
+            receivers: BTreeMap::new(),
+            rate: limits.rate.map(Rate::new),
             in_flight: HashSet::new(),
             settled: HashSet::new(),
             settled_order: VecDeque::new(),
@@ -177,7 +232,11 @@ impl Queue {
         self.sequence += 1;
         self.bytes += row.bytes();
         self.names.insert(row.id.clone(), sequence);
-        *self.waiting.entry(row.receiver.clone()).or_default() += 1;
+        let receiver = self.receivers.entry(row.receiver.clone()).or_default();
+        receiver.waiting.insert((row.created, sequence));
+        if self.limits.fallback_after.is_some() && !row.is_handed_on && !row.record.is_empty() {
+            receiver.unhanded.insert((row.created, sequence));
+        }
         for thread in row.threads() {
             self.threads.entry(thread).or_default().push_back(sequence);
         }
@@ -185,12 +244,18 @@ impl Queue {
         self.make_ready(sequence);
     }
 
+    /// For whom the row of this name is.
+    pub(crate) fn receiver(&self, id: &str) -> Option<&str> {
+        Some(&self.rows.get(self.names.get(id)?)?.receiver)
+    }
+
     /// Lets a row be sent if it is the first of all its threads.
     fn make_ready(&mut self, sequence: u64) {
         let row = &self.rows[&sequence];
         let is_first = row.threads().all(|thread| self.threads[&thread].front() == Some(&sequence));
         if is_first && !self.in_flight.contains(&sequence) {
-            self.ready.insert((row.next, sequence));
+            let receiver = self.receivers.get_mut(&row.receiver).expect("it has a row");
+            receiver.ready.insert((row.next, sequence));
         }
     }
 
@@ -223,7 +288,8 @@ impl Queue {
     pub(crate) fn due(&self) -> Option<&Digest> {
         let slack = |limit: usize| limit - (limit / 8).max(1).min(limit);
         let has_room = self.rows.len() <= slack(self.limits.rows) && self.bytes <= slack(self.limits.bytes);
-        self.digests.values().find(|digest| has_room || !self.waiting.contains_key(&digest.receiver))
+        let is_waited_for = |receiver: &String| self.receivers.get(receiver).is_some_and(|all| !all.waiting.is_empty());
+        self.digests.values().find(|digest| has_room || !is_waited_for(&digest.receiver))
     }
 
     /// The digest of the row's receiver has become this row. Gives the number of this change.
@@ -273,41 +339,95 @@ impl Queue {
 
     /// Takes out what is to be sent now, if anything.
     pub(crate) fn next(&mut self, now: Timestamp) -> Next {
-        let Some((at, sequence)) = self.ready.first().copied() else { return Next::Idle };
+        let first = |receiver: &Receiver| {
+            let (at, sequence) = receiver.ready.first().copied()?;
+            Some((at.max(receiver.breaker.free_from()?), sequence))
+        };
+        let Some((at, sequence)) = self.receivers.values().filter_map(first).min() else { return Next::Idle };
+        let at = self.rate.as_ref().map_or(at, |rate| at.max(rate.free_from(now)));
         if at > now {
             return Next::At(at);
         }
-        self.ready.pop_first();
+        let row = self.rows[&sequence].clone();
+        let receiver = self.receivers.get_mut(&row.receiver).expect("it has a row");
+        receiver.ready.remove(&(row.next, sequence));
+        receiver.breaker.attempted();
+        if let Some(rate) = &mut self.rate {
+            rate.attempted(now);
+        }
         self.in_flight.insert(sequence);
-        Next::Send(self.rows[&sequence].clone())
+        Next::Send(row)
     }
 
     /// Takes the answer to a row that was sent.
     ///
     /// # Panics
     /// When the row was not sent.
-    pub(crate) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> Outcome {
+    pub(crate) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> (Outcome, Turn) {
         let sequence = *self.names.get(id).expect("only known rows are sent");
         assert!(self.in_flight.remove(&sequence), "only rows that were sent are answered");
+        let receiver = self.receivers.get_mut(&self.rows[&sequence].receiver).expect("it has a row");
         let (why, wish) = match answer {
-            Answer::Delivered => return Outcome::Delivered(self.take(sequence)),
-            Answer::Never { why } => return Outcome::Refused { row: self.take(sequence), why },
             Answer::Again { why, wish } => (why, wish),
+            Answer::Delivered | Answer::Never { .. } => {
+                let turn = if receiver.breaker.answered() { Turn::Back } else { Turn::None };
+                let row = self.take(sequence);
+                let outcome = match answer {
+                    Answer::Never { why } => Outcome::Refused { row, why },
+                    _ => Outcome::Delivered(row),
+                };
+                return (outcome, turn);
+            }
         };
         let row = self.rows.get_mut(&sequence).expect("in flight");
+        let paused = receiver.breaker.failed(&self.limits.breaker, &row.receiver, now, wish, &why);
+        let turn = paused.map_or(Turn::None, Turn::Paused);
         row.attempts += 1;
         let end = row.created.saturating_add(self.limits.age);
         if now >= end {
             let row = self.take(sequence);
-            let why = format!("given up after {} attempts: {why}", row.attempts);
-            return Outcome::Refused { row, why };
+            let why = given_up(&row, &why);
+            return (Outcome::Refused { row, why }, turn);
         }
         let wait = Backoff::new(self.limits.retry, &row.id).with_attempts(row.attempts - 1).next(wish);
         // The last attempt is made at the end of the time, not before it.
         row.next = now.saturating_add(wait).min(end);
         let at = row.next;
-        self.ready.insert((at, sequence));
-        Outcome::Retry { at }
+        receiver.ready.insert((at, sequence));
+        (Outcome::Retry { at }, turn)
+    }
+
+    /// What is due by the age of a row whose receiver fails: that somebody else is told of it, or that it is given up.
+    ///
+    /// Rows of a receiver that is left alone are not attempted first: one attempt each would take them very long to be given up.
+    /// Of others, only rows are looked at that have failed before: what waits for its turn has not failed.
+    pub(crate) fn overdue(&mut self, now: Timestamp) -> Option<Overdue> {
+        let (limits, rows, in_flight) = (&self.limits, &self.rows, &self.in_flight);
+        let mut hand_on = None;
+        let given_up = self.receivers.values_mut().find_map(|receiver| {
+            let why = receiver.breaker.why();
+            let mut aged = receiver.waiting.iter().take_while(|(created, _)| created.saturating_add(limits.age) <= now);
+            if let (Some(why), Some((_, sequence))) = (why, aged.find(|(_, sequence)| !in_flight.contains(sequence))) {
+                return Some((*sequence, why.to_owned()));
+            }
+            if let (Some(after), None) = (limits.fallback_after, &hand_on) {
+                let mut aged = receiver.unhanded.iter().take_while(|(created, _)| created.saturating_add(after) <= now);
+                let failing = |(_, sequence): &&(Timestamp, u64)| why.is_some() || rows[sequence].attempts > 0;
+                if let Some(place) = aged.find(failing).copied() {
+                    receiver.unhanded.remove(&place);
+                    hand_on = Some(place.1);
+                }
+            }
+            None
+        });
+        if let Some((sequence, why)) = given_up {
+            let row = self.take(sequence);
+            let why = self::given_up(&row, &why);
+            return Some(Overdue::Refused { row, why });
+        }
+        let row = self.rows.get_mut(&hand_on?).expect("it waits");
+        row.is_handed_on = true;
+        Some(Overdue::HandOn(row.clone()))
     }
 
     /// A journal says that this row is settled.
@@ -322,11 +442,12 @@ impl Queue {
         let row = self.rows.remove(&sequence).expect("asked for by name");
         self.bytes -= row.bytes();
         self.names.remove(&row.id);
-        self.ready.remove(&(row.next, sequence));
-        if let Some(waiting) = self.waiting.get_mut(&row.receiver) {
-            *waiting -= 1;
-            if *waiting == 0 {
-                self.waiting.remove(&row.receiver);
+        if let Some(receiver) = self.receivers.get_mut(&row.receiver) {
+            receiver.ready.remove(&(row.next, sequence));
+            receiver.waiting.remove(&(row.created, sequence));
+            receiver.unhanded.remove(&(row.created, sequence));
+            if receiver.waiting.is_empty() && receiver.breaker.is_at_rest() {
+                self.receivers.remove(&row.receiver);
             }
         }
         for thread in row.threads() {
@@ -353,12 +474,17 @@ impl Queue {
     }
 }
 
+fn given_up(row: &Row, why: &str) -> String {
+    format!("given up after {} attempts: {why}", row.attempts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn limits() -> Limits {
-        Limits { rows: 3, bytes: 100, age: Duration::from_secs(3600), retry: retry::Config::default() }
+        let breaker = delivery::Breaker { failures: 0, ..delivery::Breaker::default() };
+        Limits { breaker, ..Limits::of(3, 100, Duration::from_secs(3600)) }
     }
 
     fn row(id: &str, thread: &str) -> Row {
@@ -368,7 +494,9 @@ mod tests {
             receiver: "r".into(),
             thread: thread.into(),
             payload: Bytes::from_static(b"0123456789"),
+            record: Bytes::new(),
             attempts: 0,
+            is_handed_on: false,
             next: noon,
             created: noon,
             arrival: noon,
@@ -397,10 +525,10 @@ mod tests {
         }
         assert_eq!(queue.offer(row("more", "a")), Offered::Full(row("more", "a")));
         assert_eq!(sent(&mut queue, NOON), ["firing", "other"]);
-        let Outcome::Retry { at } = queue.answered("firing", again(), NOON) else { panic!("a retry") };
+        let (Outcome::Retry { at }, Turn::None) = queue.answered("firing", again(), NOON) else { panic!("a retry") };
         assert_eq!(queue.next(at.saturating_sub(Duration::from_nanos(1))), Next::At(at));
         assert_eq!(sent(&mut queue, at), ["firing"]);
-        assert!(matches!(queue.answered("firing", Answer::Delivered, at), Outcome::Delivered(_)));
+        assert!(matches!(queue.answered("firing", Answer::Delivered, at).0, Outcome::Delivered(_)));
         assert_eq!(sent(&mut queue, at), ["resolved"]);
     }
 
@@ -436,7 +564,7 @@ mod tests {
         let why = loop {
             assert_eq!(sent(&mut queue, now), ["a"]);
             attempts += 1;
-            match queue.answered("a", again(), now) {
+            match queue.answered("a", again(), now).0 {
                 Outcome::Retry { at } => now = at.max(now.saturating_add(Duration::from_nanos(1))),
                 Outcome::Refused { why, .. } => break why,
                 Outcome::Delivered(_) => unreachable!(),
@@ -453,7 +581,7 @@ mod tests {
         queue.offer(row("a", ""));
         sent(&mut queue, NOON);
         let wish = Some(Duration::from_secs(120));
-        let outcome = queue.answered("a", Answer::Again { why: "busy".into(), wish }, NOON);
+        let (outcome, _) = queue.answered("a", Answer::Again { why: "busy".into(), wish }, NOON);
         assert_eq!(outcome, Outcome::Retry { at: NOON.saturating_add(Duration::from_secs(120)) });
     }
 
@@ -539,5 +667,90 @@ mod tests {
         again.restore_digests(3, Vec::new());
         assert_eq!(standing(&again), [1], "it is older");
         assert_eq!(again.settled().collect::<Vec<_>>(), ["1", "2", "3"]);
+    }
+
+    /// A queue of rows that are handed on, for two receivers, the breakers of which open at the second failure.
+    fn failing(age: u64, fallback_after: u64) -> Queue {
+        let breaker = delivery::Breaker { failures: 2, ..delivery::Breaker::default() };
+        let fallback_after = Some(Duration::from_secs(fallback_after));
+        let age = Duration::from_secs(age);
+        let mut queue = Queue::new(Limits { rows: 100, bytes: 1000, age, breaker, fallback_after, ..limits() });
+        for (id, receiver) in [("1", "away"), ("2", "away"), ("3", "away"), ("4", "there")] {
+            queue.offer(Row { receiver: receiver.into(), record: Bytes::from_static(b"12345678{}"), ..row(id, "") });
+        }
+        queue
+    }
+
+    fn seconds(seconds: u64) -> Timestamp {
+        NOON.saturating_add(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_receiver_that_fails_is_left_alone_and_the_others_are_not() {
+        let mut queue = failing(3600, 3600);
+        assert_eq!(sent(&mut queue, NOON), ["1", "2", "3", "4"]);
+        assert_eq!(queue.answered("1", again(), NOON).1, Turn::None);
+        let (_, Turn::Paused(until)) = queue.answered("2", again(), NOON) else { panic!("it opens") };
+        assert_eq!(queue.answered("3", again(), NOON).1, Turn::None, "it was on its way before");
+        assert!(matches!(queue.answered("4", again(), NOON), (Outcome::Retry { .. }, Turn::None)));
+        assert_eq!(sent(&mut queue, until.saturating_sub(Duration::from_nanos(1))), ["4"]);
+        // One is tried, and no other before it is answered.
+        let probe = sent(&mut queue, until);
+        assert_eq!(probe.len(), 1);
+        let (Outcome::Retry { .. }, Turn::Paused(again_until)) = queue.answered(&probe[0], again(), until) else {
+            panic!("it stays open")
+        };
+        assert!(again_until > until);
+        let probe = sent(&mut queue, again_until);
+        assert_eq!(queue.answered(&probe[0], Answer::Delivered, again_until).1, Turn::Back);
+        assert_eq!(sent(&mut queue, seconds(600)).len(), 2);
+    }
+
+    #[test]
+    fn what_is_too_old_is_given_up_without_an_attempt_while_the_receiver_is_left_alone() {
+        let mut queue = failing(60, 3600);
+        sent(&mut queue, NOON);
+        for id in ["1", "2"] {
+            queue.answered(id, again(), NOON);
+        }
+        queue.answered("4", again(), NOON);
+        assert_eq!(queue.overdue(seconds(59)), None);
+        let mut told = Vec::new();
+        while let Some(Overdue::Refused { row, why }) = queue.overdue(seconds(60)) {
+            told.push(format!("{}: {why}", row.id));
+        }
+        // The third is on its way, and the fourth is for another.
+        assert_eq!(told, ["1: given up after 1 attempts: busy", "2: given up after 1 attempts: busy"]);
+    }
+
+    #[test]
+    fn what_fails_for_a_while_is_handed_on_once_and_tried_further() {
+        let mut queue = failing(3600, 60);
+        sent(&mut queue, NOON);
+        for id in ["1", "2"] {
+            queue.answered(id, again(), NOON);
+        }
+        assert_eq!(queue.overdue(seconds(59)), None);
+        let mut told = Vec::new();
+        while let Some(Overdue::HandOn(row)) = queue.overdue(seconds(60)) {
+            told.push(row.id);
+        }
+        assert_eq!(told, ["1", "2", "3"], "all that wait for the one that is left alone");
+        queue.answered("4", again(), seconds(61));
+        assert!(matches!(queue.overdue(seconds(61)), Some(Overdue::HandOn(row)) if row.id == "4"));
+        assert_eq!((queue.overdue(seconds(100)), queue.rows().len()), (None, 4));
+    }
+
+    #[test]
+    fn attempts_beyond_the_rate_wait_and_are_made() {
+        let per = tocsin_config::types::Duration(Duration::from_secs(10));
+        let mut queue = Queue::new(Limits { rate: Some(RateLimit { attempts: 2, per }), ..limits() });
+        for id in ["1", "2", "3"] {
+            queue.offer(row(id, ""));
+        }
+        assert_eq!(sent(&mut queue, NOON), ["1", "2"]);
+        assert_eq!(queue.next(seconds(9)), Next::At(seconds(10)));
+        assert_eq!(queue.overdue(seconds(4000)), None, "what waits for its turn is not given up");
+        assert_eq!(sent(&mut queue, seconds(10)), ["3"]);
     }
 }

@@ -26,6 +26,9 @@ impl Courier for Peer {
         let record = batch.value(row);
         let text = |name: &str| record.get(vrl::path::parse_value_path(name).unwrap().segments.as_slice()).map(text_of);
         let id = text(".id").ok_or("no id")?;
+        if id == "nothing" {
+            return Ok(Vec::new());
+        }
         let draft =
             Draft { id, receiver: "r".into(), thread: text(".thread").unwrap_or_default(), payload: vec![b'x'] };
         Ok(vec![draft])
@@ -59,6 +62,7 @@ fn text_of(value: &Value) -> String {
 struct Told {
     peer: Arc<Peer>,
     max_waiting: usize,
+    fallback_after: Option<Duration>,
     outbox: Option<Outbox>,
 }
 
@@ -70,6 +74,9 @@ impl Sink for Told {
                 max_waiting: self.max_waiting,
                 max_age: Duration::from_secs(86_400),
                 retry: retry::Config::default(),
+                breaker: Breaker::default(),
+                rate_limit: None,
+                fallback_after: self.fallback_after,
             };
             self.outbox = Some(Outbox::open(settings, context).await?);
             Ok(())
@@ -91,7 +98,7 @@ async fn start_with(
     state: Option<Bytes>,
     folder: Option<&std::path::Path>,
 ) -> Running {
-    let sink = Told { peer: Arc::clone(peer), max_waiting, outbox: None };
+    let sink = Told { peer: Arc::clone(peer), max_waiting, fallback_after: None, outbox: None };
     Running::start(Box::new(sink), state, folder.map(Into::into)).await.unwrap()
 }
 
@@ -201,9 +208,53 @@ async fn a_journal_that_grows_is_written_anew_and_forgets_nothing() {
 async fn a_damaged_journal_is_refused_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("outbox.log"), b"not a journal, but long enough").unwrap();
-    let sink = Told { peer: Arc::default(), max_waiting: ROWS_MAX, outbox: None };
+    let sink = Told { peer: Arc::default(), max_waiting: ROWS_MAX, fallback_after: None, outbox: None };
     let error = Running::start(Box::new(sink), None, Some(folder.path().into())).await.err().unwrap();
     assert!(error.0.contains("outbox.log: damaged at byte 0: not a journal"), "{error}");
+}
+
+#[tokio::test]
+async fn a_receiver_that_fails_again_and_again_is_left_alone_and_that_is_told() {
+    use tocsin_pipeline::health::{State, Trouble};
+    use tocsin_pipeline::time::Clock as _;
+
+    let peer = Arc::<Peer>::default();
+    *peer.answers.lock().unwrap() = vec![Answer::Again { why: "busy".into(), wish: None }; 5];
+    let running = start(&peer, None, None).await;
+    let (_, mut told) = running.health.listen();
+    let given: Vec<_> = (0..5).map(|number| format!(r#"{{"id":"{number}"}}"#)).collect();
+    running.send(records(&given.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    running.until(|metrics| metrics.notification_count("retried") == 5).await;
+    let clock = Arc::clone(&running.clock);
+    let metrics = running.metrics.clone();
+    let pass = async {
+        while metrics.notification_count("delivered") < 5 {
+            clock.set(clock.now().saturating_add(Duration::from_millis(100)));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let raised = async {
+        let change = told.recv().await.unwrap();
+        (change, peer.told().len())
+    };
+    let ((change, attempts), ()) = tokio::join!(raised, pass);
+    assert_eq!((change.trouble, change.state), (Trouble::ReceiverAway, State::Raised));
+    assert_eq!(&*change.message, "`r` fails again and again, so that attempts are paused: busy");
+    assert_eq!(attempts, 5, "no attempt is made in the pause");
+    let change = told.recv().await.unwrap();
+    assert_eq!((change.trouble, change.state), (Trouble::ReceiverAway, State::Cleared));
+    running.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_of_which_there_is_nothing_to_be_told_is_done_with() {
+    let peer = Arc::<Peer>::default();
+    let running = start(&peer, None, None).await;
+    let metrics = running.metrics.clone();
+    running.send(records(&[r#"{"id":"nothing"}"#, r#"{"id":"a"}"#])).await;
+    running.end().await.unwrap();
+    assert_eq!(peer.told(), ["a"]);
+    assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Duplicate)), (2, 0));
 }
 
 #[tokio::test]
@@ -252,7 +303,7 @@ async fn a_journal_that_cannot_be_written_is_told_and_mended_without_any_checkpo
     let folder = tempfile::tempdir().unwrap();
     let storage = Arc::new(Failing::default());
     let peer = Arc::<Peer>::default();
-    let sink = Told { peer: Arc::clone(&peer), max_waiting: ROWS_MAX, outbox: None };
+    let sink = Told { peer: Arc::clone(&peer), max_waiting: ROWS_MAX, fallback_after: None, outbox: None };
     let running = Running::start_on(storage.clone(), Box::new(sink), None, Some(folder.path().into())).await.unwrap();
     let (_, mut told) = running.health.listen();
     storage.fail([Call::Write, Call::WriteNew]);
