@@ -1,37 +1,54 @@
 //! Where records and alerts go.
 
+mod alertmanager;
 mod blackhole;
 mod client;
 #[cfg(test)]
 mod conformance;
 mod console;
 mod delivery;
+mod discord;
 mod email;
 mod encoding;
+mod exec;
 mod file;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
 mod kafka;
+mod notice;
+mod opsgenie;
 mod outbox;
+mod pagerduty;
 mod receipts;
 mod retry;
 mod service;
+mod slack;
 mod socket;
+mod teams;
+mod telegram;
 mod webhook;
 
 use tocsin_config::component::SinkType;
 
 /// Every kind of sink there is.
 pub static SINKS: &[SinkType] = &[
+    SinkType::of::<alertmanager::Config>(),
     SinkType::of::<blackhole::Config>(),
     SinkType::of::<console::Config>(),
+    SinkType::of::<discord::Config>(),
     SinkType::of::<email::Config>(),
+    SinkType::of::<exec::Config>(),
     SinkType::of::<file::Config>(),
     SinkType::of::<http::Config>(),
     SinkType::of::<kafka::Config>(),
+    SinkType::of::<opsgenie::Config>(),
+    SinkType::of::<pagerduty::Config>(),
+    SinkType::of::<slack::Config>(),
     SinkType::of::<socket::Config>(),
+    SinkType::of::<teams::Config>(),
+    SinkType::of::<telegram::Config>(),
     SinkType::of::<webhook::Config>(),
 ];
 
