@@ -63,6 +63,9 @@ pub enum Command {
     /// SIGHUP does the same, and so does a change of a file under `run --watch`. A configuration that is wrong or cannot run
     /// changes nothing: exit status 1, with the reason.
     Reload(ReloadArguments),
+    /// Tell a receiver something.
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -83,6 +86,28 @@ pub enum Command {
     },
     /// Print shell completions.
     Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NotifyCommand {
+    /// Send a notification that is marked as a test, and tell what was answered.
+    ///
+    /// One attempt is made, without the rest of the pipeline and without a data directory. Exit status 0: delivered; 1: not.
+    Test(NotifyTestArguments),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct NotifyTestArguments {
+    /// The name of the sink, such as `pager` of `[sinks.pager]`.
+    pub receiver: String,
+    #[command(flatten)]
+    pub configuration: ConfigurationArguments,
+    /// The record to send, as JSON; it is marked as a test. Default: an alert that says so.
+    #[arg(long, value_name = "JSON")]
+    pub record: Option<String>,
+    /// Send the end of the alert as well.
+    #[arg(long)]
+    pub resolve: bool,
 }
 
 /// Which configuration.

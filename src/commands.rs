@@ -10,9 +10,10 @@ use tocsin_pipeline::metrics::Metrics;
 
 use crate::catalog::CATALOG;
 use crate::cli::{
-    Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, ReportFormat, RunArguments,
+    Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, NotifyCommand, ReportFormat,
+    RunArguments,
 };
-use crate::{audit, drawing, evidence, plan, recover, reload, replay, run, starter, state, testing};
+use crate::{audit, drawing, evidence, notify, plan, recover, reload, replay, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -36,6 +37,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Recover(arguments) => recover::recover(&arguments),
         Command::Audit(arguments) => audit(arguments),
         Command::Evidence(arguments) => evidence::evidence(&arguments),
+        Command::Notify(NotifyCommand::Test(arguments)) => notify::test(arguments),
         Command::Graph(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))

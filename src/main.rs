@@ -11,6 +11,7 @@ mod drawing;
 mod evidence;
 mod lanes;
 mod logging;
+mod notify;
 mod plan;
 mod poison;
 mod progress;

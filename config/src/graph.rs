@@ -202,7 +202,10 @@ impl Resolver<'_> {
         let vertex = &self.vertices[at];
         let Some(port) = port else {
             if vertex.kind == Kind::Sink {
-                let message = format!("`{name}` is a sink: nothing comes out of it but `{name}.rejected`");
+                let ports = vertex.ports.iter().flatten().map(|port| format!("`{name}.{port}`"));
+                let ports = ports.collect::<Vec<_>>().join(" and ");
+                let but = if ports.is_empty() { String::new() } else { format!(" but {ports}") };
+                let message = format!("`{name}` is a sink: nothing comes out of it{but}");
                 self.problems.push(
                     Found::new(place, message).help("read what the sink reads, or its `rejected` for dead letters"),
                 );

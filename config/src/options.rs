@@ -245,7 +245,9 @@ pub enum OnDecodeError {
 
 /// What every sink can be told about waiting records.
 ///
-/// Every sink has the output `NAME.rejected`: records refused for good, as dead letters.
+/// Every sink has the output `NAME.rejected`: records refused for good, as dead letters. Sinks that tell somebody have
+/// `NAME.failed` besides: the same records as they came, and those that are not delivered within `max_age` or `fallback_after`.
+/// Another sink that has it among its `inputs` tells somebody else.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SinkOptions {

@@ -223,6 +223,8 @@ pub struct SinkContext {
 pub struct Delivery {
     /// The name of the notification.
     pub id: String,
+    /// Who was told; empty where the sink tells only one.
+    pub receiver: String,
     pub outcome: DeliveryOutcome,
 }
 
@@ -245,9 +247,9 @@ impl Deliveries {
     }
 
     /// A listener who is too slow misses some.
-    pub fn tell(&self, id: &str, outcome: impl FnOnce() -> DeliveryOutcome) {
+    pub fn tell(&self, delivery: impl FnOnce() -> Delivery) {
         if let Some(listener) = &self.0 {
-            let _ = listener.try_send(Delivery { id: id.to_owned(), outcome: outcome() });
+            let _ = listener.try_send(delivery());
         }
     }
 }

@@ -166,6 +166,7 @@ pub fn reader(name: &'static str) -> SinkNode {
         buffer_bytes: 1,
         when_full: WhenFull::Block,
         rejected: Vec::new(),
+        failed: Vec::new(),
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Manner {
     },
     /// 503.
     Broken,
+    /// 410: it never will.
+    Refuse,
     /// The answer comes a byte at a time.
     Drip,
     /// One of these by chance for each request, and often well.
@@ -107,6 +109,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         let answer = match manner {
             Manner::Well | Manner::Drip | Manner::Flapping => "200 OK\r\n".to_owned(),
             Manner::Busy { seconds } => format!("429 Too Many Requests\r\nretry-after: {seconds}\r\n"),
+            Manner::Refuse => "410 Gone\r\n".to_owned(),
             Manner::Broken => "503 Service Unavailable\r\n".to_owned(),
             Manner::Hang => return std::future::pending().await,
             Manner::Reset => {

@@ -27,7 +27,7 @@ use tocsin_pipeline::event::{Batch, Field, Lane, Origin, Span};
 use tocsin_pipeline::fault::{self, Defect};
 use tocsin_pipeline::health::Trouble;
 use tocsin_pipeline::operator::Reason;
-use tocsin_pipeline::sink::{DeliveryOutcome, SinkContext, SinkError, SinkInput, SinkState};
+use tocsin_pipeline::sink::{Delivery, DeliveryOutcome, SinkContext, SinkError, SinkInput, SinkState};
 use tocsin_pipeline::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -343,10 +343,13 @@ impl Outbox {
             Answer::Again { why, .. } => why.clone(),
             _ => String::new(),
         };
-        context.deliveries.tell(id, || match &answer {
-            Answer::Delivered => DeliveryOutcome::Delivered,
-            Answer::Again { why, .. } => DeliveryOutcome::Again(why.clone()),
-            Answer::Never { why } => DeliveryOutcome::Refused(why.clone()),
+        context.deliveries.tell(|| {
+            let outcome = match &answer {
+                Answer::Delivered => DeliveryOutcome::Delivered,
+                Answer::Again { why, .. } => DeliveryOutcome::Again(why.clone()),
+                Answer::Never { why } => DeliveryOutcome::Refused(why.clone()),
+            };
+            Delivery { id: id.to_owned(), receiver: self.book.receiver(id).unwrap_or_default().to_owned(), outcome }
         });
         let (outcome, turn) = self.book.answered(id, answer, now);
         match outcome {
