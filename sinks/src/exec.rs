@@ -394,7 +394,7 @@ mod tests {
         let gone = Arc::new(Runner { command: vec!["/no/such/program".into()], ..runner("") });
         told += &format!("{:?}\n", gone.deliver(row(0), Timestamp(0)).await);
         expect![[r#"
-            Never { why: "exit status 3" }
+            Never { why: "exit status 3: no such number" }
             Again{why:"exitstatus75:…",wish:None}
             Never { why: "exit status 1: said" }
             Again { why: "/no/such/program: No such file or directory (os error 2)", wish: None }

@@ -1,6 +1,6 @@
 //! A mail as it waits in the outbox, and as it goes over the wire.
 
-use lettre::message::header::{ContentTransferEncoding, ContentType};
+use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
 use lettre::{Address, Message};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ impl Mail {
     /// Bodies hold what stood in logs, and lettre up to 0.11.23 lets bare carriage returns and dots of a body end the
     /// message and begin commands (RUSTSEC-2026-0561). So carriage returns are taken out and both parts are written as
     /// base64, in which no line can begin with a dot.
-    pub(super) fn message(&self, created: Timestamp) -> Result<Message, String> {
+    pub(super) fn message(&self, created: Timestamp, list: &str) -> Result<Message, String> {
         let address = |text: &str| -> Result<Mailbox, String> {
             let address: Address = text.parse().map_err(|error| format!("{text:?} is no address: {error}"))?;
             Ok(Mailbox::new(None, address))
@@ -44,6 +44,11 @@ impl Mail {
         if let Some(answered) = &self.in_reply_to {
             message = message.in_reply_to(one_line(answered)).references(one_line(answered));
         }
+        let further = [("Auto-Submitted", "auto-generated"), ("X-Auto-Response-Suppress", "All"), ("List-Id", list)];
+        for (name, value) in further {
+            let name = HeaderName::new_from_ascii(name.to_owned()).map_err(|error| error.to_string())?;
+            message = message.raw_header(HeaderValue::new(name, one_line(value)));
+        }
         let part = |kind: ContentType, text: &str| {
             SinglePart::builder().header(kind).header(ContentTransferEncoding::Base64).body(lines(text))
         };
@@ -56,6 +61,13 @@ impl Mail {
         let parts = parts.singlepart(part(ContentType::TEXT_HTML, &self.html));
         message.multipart(parts).map_err(|error| error.to_string())
     }
+}
+
+/// What mails of a sink can be told by (RFC 2919).
+pub(super) fn list_id(sink: &str, from: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '_' { letter } else { '-' };
+    let domain = from.rsplit_once('@').map_or("localhost", |(_, domain)| domain);
+    format!("<{}.tocsin.{domain}>", sink.chars().map(plain).collect::<String>())
 }
 
 /// A text as it may stand in a header: one line, without controls, of bounded length.

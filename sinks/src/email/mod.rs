@@ -1,5 +1,6 @@
 //! Alerts and records by mail.
 
+mod chart;
 mod message;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use vrl::value::{ObjectMap, Value};
 
 use crate::client::chain;
 use crate::delivery::{Delivery, Usual};
+use crate::notice::Notice;
 use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, Row};
 
 /// Sends a mail for each record to each recipient: alerts in the first place, other records just as well.
@@ -30,7 +32,12 @@ use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, Row}
 /// Each recipient gets a mail in an SMTP transaction of its own, so that one bad address does not keep the others from
 /// being told. A mail has a text and an HTML part; what stands in records is escaped in the one and harmless in both. Its
 /// `Message-ID` follows from the record's identity: it is the same on each attempt, after a restart and in a replay. The
-/// mail that tells of the end of an alert answers the one that told of its beginning, so that they form one thread.
+/// mail that tells of the end of an alert answers the one that told of its beginning, so that they form one thread. The
+/// headers `Auto-Submitted: auto-generated` and `X-Auto-Response-Suppress` keep answering machines from answering, and
+/// `List-Id: <SINK.tocsin.DOMAIN>`, with the domain of `from`, is for filters.
+///
+/// Where the record has a `history` (`[[UNIX SECONDS, NUMBER], …]`), the HTML part has a chart of it that needs no images, and the
+/// text part a line of letters.
 ///
 /// Answers 400 to 499, refused logins, no answer and broken connections mean to try again, with growing waits that depend on
 /// chance, for `max_age`. Answers 500 to 599 refuse the mail: it goes to `NAME.rejected`, and its record to `NAME.failed`. A server that breaks the
@@ -75,7 +82,9 @@ pub(crate) struct Config {
     from: String,
     /// The addresses that mails go to; at least one, at most 1000.
     to: Vec<String>,
-    /// The subject as a text with `{{ field }}`; the record as a whole is `record`. It is one line of at most 200 letters.
+    /// The subject as a text with `{{ field }}`; the record as a whole is `record`. `notice` is what is made of it: `title`,
+    /// `severity`, `alerts` (a line for each of several), `urls` (annotations that are URLs, and where to acknowledge), `chart`
+    /// (`bars`, `line`, `low`, `high`, `last`, `since`, `until`; only if there is a history). It is one line of at most 200 letters.
     #[serde(default = "default_subject")]
     subject: String,
     /// The text part.
@@ -224,6 +233,7 @@ impl Sink for Email {
                 wording: Arc::clone(&self.wording),
                 from: config.from.clone(),
                 to: config.to.clone(),
+                list: message::list_id(&context.name, &config.from),
                 timeout: config.delivery.timeout(Usual::SLOW),
             };
             let settings = config.delivery.settings(Usual::SLOW);
@@ -284,6 +294,7 @@ impl Wording {
     fn of(&self, record: &Value) -> Worded {
         let mut fields = record.as_object().cloned().unwrap_or_else(ObjectMap::new);
         fields.insert("record".into(), record.clone());
+        fields.insert("notice".into(), notice(record));
         let context = template::context(&Value::Object(fields));
         Worded {
             subject: message::one_line(&self.subject.render_context(&context).text),
@@ -293,12 +304,33 @@ impl Wording {
     }
 }
 
+/// What templates are given besides the record.
+fn notice(record: &Value) -> Value {
+    let notice = Notice::of(record);
+    let urls = notice.links.into_iter().map(|link| (link.text.into(), link.url.into()));
+    let lines = Notice::alerts(record).into_iter().map(Value::from);
+    let mut fields: ObjectMap = [
+        ("title".into(), Value::from(notice.title)),
+        ("severity".into(), Value::from(notice.severity.as_str())),
+        ("urls".into(), Value::Object(urls.collect())),
+        ("alerts".into(), Value::Array(lines.collect())),
+    ]
+    .into_iter()
+    .collect();
+    if let Some(chart) = record.as_object().and_then(|fields| chart::of(fields.get("history")?)) {
+        fields.insert("chart".into(), chart);
+    }
+    Value::Object(fields)
+}
+
 /// Renders mails and hands them to the server.
 struct Post {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     wording: Arc<Wording>,
     from: String,
     to: Vec<String>,
+    /// What mails of this sink can be told by.
+    list: String,
     timeout: std::time::Duration,
 }
 
@@ -354,7 +386,8 @@ impl Courier for Post {
     fn deliver(self: Arc<Self>, row: Row, _: Timestamp) -> BoxFuture<'static, Answer> {
         Box::pin(async move {
             let mail: Result<message::Mail, _> = serde_json::from_slice(&row.payload);
-            let message = mail.map_err(|error| error.to_string()).and_then(|mail| mail.message(row.created));
+            let message =
+                mail.map_err(|error| error.to_string()).and_then(|mail| mail.message(row.created, &self.list));
             let message = match message {
                 Ok(message) => message,
                 Err(why) => return Answer::Never { why },

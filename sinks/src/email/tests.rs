@@ -20,6 +20,8 @@ struct Server {
     unknown: Option<&'static str>,
     /// After how many mails it breaks the connection without an answer.
     drops: Mutex<usize>,
+    /// What is answered to the first command of a kind, before that goes as usual.
+    faults: Mutex<Vec<(&'static str, &'static str)>>,
     /// Answers 450 to so many recipients first.
     busy: Mutex<usize>,
     tls: Option<tokio_rustls::TlsAcceptor>,
@@ -48,6 +50,12 @@ impl Server {
         (port, server)
     }
 
+    fn fault(&self, verb: &str) -> Option<&'static str> {
+        let mut faults = self.faults.lock().unwrap();
+        let at = faults.iter().position(|(of, _)| *of == verb)?;
+        Some(faults.remove(at).1)
+    }
+
     /// Speaks SMTP, taking a bare line feed for the end of a line as many servers do. True: encryption begins.
     async fn talk<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut BufReader<S>) -> bool {
         let (mut from, mut to) = (String::new(), String::new());
@@ -57,7 +65,15 @@ impl Server {
                 return false;
             }
             let line = line.trim_end();
-            let answer = match line.split([' ', ':']).next().unwrap_or_default() {
+            let verb = line.split([' ', ':']).next().unwrap_or_default();
+            if let Some(fault) = self.fault(verb) {
+                let _ = stream.write_all(fault.as_bytes()).await;
+                match fault.starts_with("421") {
+                    true => return false,
+                    false => continue,
+                }
+            }
+            let answer = match verb {
                 "EHLO" if self.tls.is_some() => "250-me\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN",
                 "EHLO" => "250-me\r\n250 AUTH PLAIN LOGIN",
                 "STARTTLS" => {
@@ -93,7 +109,7 @@ impl Server {
                     if take_one(&self.drops) {
                         return false;
                     }
-                    "250 taken"
+                    self.fault(".").map_or("250 taken", str::trim_end)
                 }
                 "RSET" | "NOOP" => "250 ok",
                 "QUIT" => "221 bye",
@@ -136,7 +152,15 @@ async fn run(options: &str, folder: &Path, given: &[&str]) -> (u64, u64) {
 
 /// The text part of a message, its lines ended as in this file.
 fn text_of(message: &str) -> String {
-    let part = message.split("Content-Type: text/plain").nth(1).unwrap();
+    part_of(message, "text/plain")
+}
+
+fn html_of(message: &str) -> String {
+    part_of(message, "text/html")
+}
+
+fn part_of(message: &str, kind: &str) -> String {
+    let part = message.split(&format!("Content-Type: {kind}")).nth(1).unwrap();
     let encoded = part.split("\r\n\r\n").nth(1).unwrap();
     let encoded: String = encoded.split("--=_").next().unwrap().split_whitespace().collect();
     String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap().replace("\r\n", "\n")
@@ -240,7 +264,8 @@ async fn what_stands_in_a_record_stays_within_its_mail() {
         let head = message.split("\r\n\r\n").next().unwrap();
         let names = head.lines().filter(|line| !line.starts_with([' ', '\t']));
         let names: Vec<_> = names.map(|line| line.split(':').next().unwrap()).collect();
-        let expected = ["From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Content-Type"];
+        let further = ["Auto-Submitted", "X-Auto-Response-Suppress", "List-Id", "MIME-Version", "Content-Type"];
+        let expected = [&["From", "To", "Subject", "Date", "Message-ID"][..], &further].concat();
         assert_eq!(names, expected, "{hostile:?}");
         assert!(!message.lines().any(|line| line.starts_with('.')), "{hostile:?}: {message}");
         assert!(!message.replace("\r\n", "").contains(['\r', '\n']), "{hostile:?}: bare line ends");
@@ -256,6 +281,126 @@ async fn a_mail_whose_answer_was_lost_is_sent_again_the_same() {
     let mails = server.mails.lock().unwrap();
     assert_eq!(mails.len(), 2);
     assert_eq!(mails[0], mails[1]);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_at_any_step_is_asked_again_or_not_as_it_says() {
+    // The step, what is answered to it, and what becomes of the mail: how often it was delivered, tried again and refused.
+    let faults = [
+        ("EHLO", "421 too busy\r\n", [1, 1, 0]),
+        ("AUTH", "454 later\r\n", [1, 1, 0]),
+        // A wrong password is put right by somebody.
+        ("AUTH", "535 wrong\r\n", [1, 1, 0]),
+        ("MAIL", "451 later\r\n", [1, 1, 0]),
+        ("MAIL", "550 not you\r\n", [0, 0, 1]),
+        // Greylisting.
+        ("RCPT", "450 greylisted, try again in 300 seconds\r\n", [1, 1, 0]),
+        ("RCPT", "451-4.7.1 greylisted\r\n451 4.7.1 come back\r\n", [1, 1, 0]),
+        ("RCPT", "550 unknown\r\n", [0, 0, 1]),
+        ("RCPT", "421 shutting down\r\n", [1, 1, 0]),
+        ("DATA", "451 no room\r\n", [1, 1, 0]),
+        ("DATA", "554 no\r\n", [0, 0, 1]),
+        // After the final dot.
+        (".", "452 disk full\r\n", [1, 1, 0]),
+        (".", "554 spam\r\n", [0, 0, 1]),
+        // Something that is no SMTP.
+        ("MAIL", "HTTP/1.1 400 Bad Request\r\n", [1, 1, 0]),
+    ];
+    for (step, answer, expected) in faults {
+        let (port, _) = Server { faults: Mutex::new(vec![(step, answer)]), ..Server::default() }.start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(port, r#","username":"u","password":"p""#);
+        let told = crate::service::tests::run_sink(sink::<Config>(&options, folder.path()), &[FIRING]).await;
+        assert_eq!(told, expected, "{step}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_mail_that_is_greylisted_is_the_same_when_it_comes_again() {
+    let faults = vec![("RCPT", "450 later\r\n"), (".", "451 later\r\n")];
+    let (port, server) = Server { faults: Mutex::new(faults), ..Server::default() }.start().await;
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(&options(port, ""), folder.path(), &[FIRING]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    assert_eq!(mails.len(), 2);
+    assert_eq!(mails[0], mails[1]);
+}
+
+#[tokio::test]
+async fn a_history_is_drawn_and_an_alert_can_be_acknowledged() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = r#""history":[[1795176000,0],[1795176060,2],[1795176120,7]],
+        "acknowledge":{"url":"https://tocsin.example.org/ack?a=1&b=2"},"values""#;
+    let record =
+        FIRING.replace("\"values\"", more).replace("too many\"}", "too many\",\"runbook\":\"https://example.org/r\"}");
+    assert_eq!(run(&options(port, ""), folder.path(), &[&record]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    assert_eq!(header(&mails[0].2, "Auto-Submitted"), Some("auto-generated"));
+    assert_eq!(header(&mails[0].2, "List-Id"), Some("<out.tocsin.example.org>"));
+    expect![[r#"
+        errors is firing.
+        runbook: https://example.org/r
+        summary: too many
+
+        since: 2026-11-20T12:00:00Z
+        host = a
+        errors: 7
+
+        ▁▃█
+        0 to 7, 2026-11-20T12:00:00Z to 2026-11-20T12:02:00Z
+
+        Records (7 in all):
+          access: GET /
+
+        Acknowledge: https://tocsin.example.org/ack?a=1&b=2
+    "#]].assert_eq(&text_of(&mails[0].2));
+    expect![[r##"
+        <!doctype html><html><body style="font-family:sans-serif;color:#222">
+        <p style="font-size:18px;border-left:6px solid #c62828;padding-left:10px">
+        <b>errors</b> is firing</p>
+        <p><b>runbook:</b> <a href="https:&#x2f;&#x2f;example.org&#x2f;r">https:&#x2f;&#x2f;example.org&#x2f;r</a></p>
+        <p>too many</p>
+        <p><a href="https:&#x2f;&#x2f;tocsin.example.org&#x2f;ack?a=1&amp;b=2" style="background:#1565c0;color:#fff;padding:6px 14px;text-decoration:none">Acknowledge</a></p>
+        <table style="border-collapse:collapse">
+        <tr><td style="padding:2px 12px 2px 0">since</td><td>2026-11-20T12:00:00Z</td></tr>
+        <tr><td style="padding:2px 12px 2px 0">host</td><td>a</td></tr>
+        <tr><td style="padding:2px 12px 2px 0">errors</td><td><b>7</b></td></tr>
+        </table>
+        <table cellspacing="1" cellpadding="0" style="margin-top:8px"><tr>
+        <td valign="bottom" height="48"><table cellspacing="0" cellpadding="0"><tr><td width="6" height="1" bgcolor="#c62828" style="font-size:1px;line-height:1px">&nbsp;</td></tr></table></td>
+        <td valign="bottom" height="48"><table cellspacing="0" cellpadding="0"><tr><td width="6" height="14" bgcolor="#c62828" style="font-size:1px;line-height:1px">&nbsp;</td></tr></table></td>
+        <td valign="bottom" height="48"><table cellspacing="0" cellpadding="0"><tr><td width="6" height="48" bgcolor="#c62828" style="font-size:1px;line-height:1px">&nbsp;</td></tr></table></td>
+        </tr></table>
+        <p style="margin:2px 0;font-size:12px;color:#666">0 to 7, 2026-11-20T12:00:00Z to 2026-11-20T12:02:00Z</p>
+        <pre style="background:#f4f4f4;padding:6px;white-space:pre-wrap">GET &#x2f;</pre>
+        </body></html>
+    "##]].assert_eq(&html_of(&mails[0].2));
+}
+
+#[tokio::test]
+async fn a_notification_of_several_alerts_lists_them() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(&options(port, ""), folder.path(), &[crate::notice::tests::GROUP]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    let subject = "[FIRING:2, RESOLVED:1] errors (escalated): severity=warning";
+    assert_eq!(header(&mails[0].2, "Subject"), Some(subject));
+    expect![[r#"
+        errors is firing.
+
+        since: 2026-11-20T12:00:00Z
+        severity = warning
+        errors: 7
+
+        Alerts (2 firing, 1 resolved):
+          FIRING errors {host=a, severity=warning}: bad
+          FIRING errors {host=b, severity=warning}
+          RESOLVED errors {host=c, severity=warning}
+          and 4 more
+
+        Acknowledge: https://tocsin.example.org/ack/1
+    "#]].assert_eq(&text_of(&mails[0].2));
 }
 
 #[tokio::test]

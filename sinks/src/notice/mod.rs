@@ -14,6 +14,8 @@ pub(crate) use wording::{Config as WordingConfig, Wording, Words, as_it_is, cut}
 const TITLE_MAX: usize = 250;
 /// How many alerts of a notification are listed in its text.
 const ALERTS_MAX: usize = 10;
+/// How many are listed where there is room for more.
+const ALERTS_ALL_MAX: usize = 100;
 /// How many records of the evidence are.
 const EVIDENCE_MAX: usize = 3;
 /// A line of the text is not longer.
@@ -119,7 +121,7 @@ impl Notice {
         };
         notice.lines = match (state, is_digest) {
             (State::None, false) => other_lines(&fields),
-            (State::None, true) => fields.alerts(),
+            (State::None, true) => fields.alerts(ALERTS_MAX),
             _ => alert_lines(&fields, &notice.links),
         };
         let title = match (state, is_digest) {
@@ -137,6 +139,13 @@ impl Notice {
     pub(crate) fn text(&self) -> String {
         let summary = std::iter::once(&self.summary).filter(|summary| !summary.is_empty() && !self.is_digest);
         summary.chain(&self.lines).map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The alerts that a notification is about, a line each; none where it is about one.
+    pub(crate) fn alerts(record: &Value) -> Vec<String> {
+        let fields = Fields(record.as_object());
+        let is_one = fields.list("alerts").len() < 2 && fields.number("more") <= 0;
+        if is_one { Vec::new() } else { fields.alerts(ALERTS_ALL_MAX) }
     }
 
     /// A colour for it, as `0xRRGGBB`.
@@ -218,11 +227,11 @@ impl<'a> Fields<'a> {
         links.take(LINKS_MAX).collect()
     }
 
-    /// The alerts of a notification or a digest, a line each.
-    fn alerts(self) -> Vec<String> {
+    /// The alerts of a notification or a digest, a line each, at most so many.
+    fn alerts(self, max: usize) -> Vec<String> {
         let alerts = self.list("alerts");
-        let mut lines: Vec<String> = alerts.iter().take(ALERTS_MAX).map(alert_line).collect();
-        let listed = alerts.len().min(ALERTS_MAX);
+        let mut lines: Vec<String> = alerts.iter().take(max).map(alert_line).collect();
+        let listed = alerts.len().min(max);
         let more = (alerts.len() - listed) as i64 + self.number("more").max(0);
         if more > 0 {
             lines.push(format!("and {more} more"));
@@ -296,7 +305,7 @@ fn alert_lines(fields: &Fields<'_>, links: &[Link]) -> Vec<String> {
         }
     }
     if fields.list("alerts").len() > 1 || fields.number("more") > 0 {
-        lines.extend(fields.alerts());
+        lines.extend(fields.alerts(ALERTS_MAX));
     }
     let evidence = fields.list("evidence").iter().take(EVIDENCE_MAX).map(|piece| Fields(piece.as_object()));
     lines.extend(evidence.filter(|piece| piece.has("raw")).map(|piece| {

@@ -1,6 +1,6 @@
 //! The outbox without its I/O: the queue, and what of its changes the journal must hold.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
 use tocsin_pipeline::time::Timestamp;
@@ -35,12 +35,25 @@ struct Handed {
     epoch: Option<u64>,
 }
 
+/// So many threads are remembered of which somebody else was told; of others, only what fails is told there.
+const ELSEWHERE_MAX: usize = 10_000;
+
+/// What follows from an answer.
+pub(super) struct Answered {
+    pub(super) outcome: Outcome,
+    pub(super) turn: Turn,
+    /// Whether the record is to be handed on: it was refused, or it is the end of what somebody else was told of.
+    pub(super) must_hand_on: bool,
+}
+
 /// A queue whose changes are written down.
 pub(super) struct Book {
     queue: Queue,
     /// At most as many as rows may wait: where checkpoints fail, the oldest are let go.
     handed: VecDeque<Handed>,
     handed_max: usize,
+    /// The threads, by receiver, of which something was handed on, and not yet their end.
+    elsewhere: BTreeSet<(String, String)>,
     /// What is to be written to the journal before anything leaves; `None` where there is no journal.
     frames: Option<Vec<u8>>,
     /// Whether anything has changed since the last state was taken.
@@ -57,6 +70,7 @@ impl Book {
             queue: Queue::new(limits),
             handed: VecDeque::new(),
             handed_max: limits.rows,
+            elsewhere: BTreeSet::new(),
             frames: has_journal.then(Vec::new),
             is_changed: true,
             journal_number: 0,
@@ -87,36 +101,54 @@ impl Book {
         self.queue.next(now)
     }
 
-    pub(super) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> (Outcome, Turn) {
+    pub(super) fn answered(&mut self, id: &str, answer: Answer, now: Timestamp) -> Answered {
         self.is_changed = true;
         let (outcome, turn) = self.queue.answered(id, answer, now);
+        let must_hand_on = match &outcome {
+            Outcome::Retry { .. } => false,
+            Outcome::Delivered(row) => self.elsewhere.contains(&thread(row)) && is_end(row),
+            Outcome::Refused { row, .. } => !row.record.is_empty(),
+        };
         match &outcome {
+            Outcome::Delivered(row) | Outcome::Refused { row, .. } if must_hand_on => self.handed_on(row),
+            Outcome::Delivered(_) | Outcome::Refused { .. } => self.note(|| Entry::Settled(id.to_owned())),
             Outcome::Retry { .. } => {}
-            Outcome::Delivered(_) => self.note(|| Entry::Settled(id.to_owned())),
-            Outcome::Refused { row, .. } => self.refused(row),
         }
-        (outcome, turn)
+        Answered { outcome, turn, must_hand_on }
     }
 
     /// What follows from the age of rows.
     pub(super) fn overdue(&mut self, now: Timestamp) -> Option<Overdue> {
         let overdue = self.queue.overdue(now)?;
         self.is_changed = true;
-        if let Overdue::Refused { row, .. } = &overdue {
-            self.refused(row);
+        match &overdue {
+            Overdue::HandOn(row) => self.note_elsewhere(row),
+            Overdue::Refused { row, .. } if row.record.is_empty() => self.note(|| Entry::Settled(row.id.clone())),
+            Overdue::Refused { row, .. } => self.handed_on(row),
         }
         Some(overdue)
     }
 
-    fn refused(&mut self, row: &Row) {
-        if row.record.is_empty() || self.frames.is_none() {
-            return self.note(|| Entry::Settled(row.id.clone()));
+    /// A row that is not sent any more has been handed on.
+    fn handed_on(&mut self, row: &Row) {
+        self.note_elsewhere(row);
+        if self.frames.is_none() {
+            return;
         }
         self.handed.push_back(Handed { row: row.clone(), epoch: None });
         if self.handed.len() > self.handed_max
             && let Some(oldest) = self.handed.pop_front()
         {
             self.note(|| Entry::Settled(oldest.row.id));
+        }
+    }
+
+    fn note_elsewhere(&mut self, row: &Row) {
+        let thread = thread(row);
+        if is_end(row) {
+            self.elsewhere.remove(&thread);
+        } else if !thread.1.is_empty() && !thread.1.contains(' ') && self.elsewhere.len() < ELSEWHERE_MAX {
+            self.elsewhere.insert(thread);
         }
     }
 
@@ -221,7 +253,7 @@ impl Book {
         if !std::mem::take(&mut self.is_changed) {
             return None;
         }
-        let has_records = self.queue.rows().any(Row::has_record);
+        let has_records = !self.elsewhere.is_empty() || self.queue.rows().any(Row::has_record);
         let mut state = vec![if has_records { STATE_VERSION_RECORDS } else { STATE_VERSION }];
         let rows = self.queue.rows();
         state.extend_from_slice(&(rows.len() as u32).to_le_bytes());
@@ -233,6 +265,13 @@ impl Book {
         let mut json = Vec::new();
         journal::append_json(&digests, &mut json);
         journal::append_bytes(&json, &mut state);
+        if has_records {
+            state.extend_from_slice(&(self.elsewhere.len() as u64).to_le_bytes());
+            for (receiver, thread) in &self.elsewhere {
+                journal::append_bytes(receiver.as_bytes(), &mut state);
+                journal::append_bytes(thread.as_bytes(), &mut state);
+            }
+        }
         let settled = self.queue.settled();
         let beyond = settled.len().saturating_sub(SETTLED_IN_STATE);
         settled.skip(beyond).for_each(|id| journal::append_bytes(id.as_bytes(), &mut state));
@@ -254,11 +293,27 @@ impl Book {
             let digests = serde_json::from_slice(journal::read_bytes(&mut rest)?).ok()?;
             self.queue.restore_digests(number, digests);
         }
+        if *version == STATE_VERSION_RECORDS {
+            for _ in 0..journal::read_number(&mut rest)? {
+                self.elsewhere.insert((journal::read_text(&mut rest)?, journal::read_text(&mut rest)?));
+            }
+        }
         while !rest.is_empty() {
             self.queue.settle(&journal::read_text(&mut rest)?);
         }
         Some(())
     }
+}
+
+fn thread(row: &Row) -> (String, String) {
+    (row.receiver.clone(), row.thread.clone())
+}
+
+/// Whether a row tells of the end of an alert.
+fn is_end(row: &Row) -> bool {
+    let record = row.record.get(8..).and_then(|record| tocsin_pipeline::json::parse_value(record).ok());
+    let state = record.as_ref().and_then(|record| record.as_object()?.get("state")?.to_str_lossy());
+    state.is_some_and(|state| state == "resolved")
 }
 
 /// How many notifications a state holds that are not delivered.

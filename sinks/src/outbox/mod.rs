@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use vrl::value::Value;
 
 pub(crate) use book::undelivered;
-use book::{Book, Entered};
+use book::{Answered, Book, Entered};
 pub(crate) use digest::Digest;
 use digest::Item;
 use journal::Journal;
@@ -351,9 +351,12 @@ impl Outbox {
             };
             Delivery { id: id.to_owned(), receiver: self.book.receiver(id).unwrap_or_default().to_owned(), outcome }
         });
-        let (outcome, turn) = self.book.answered(id, answer, now);
+        let Answered { outcome, turn, must_hand_on } = self.book.answered(id, answer, now);
         match outcome {
             Outcome::Delivered(row) => {
+                if must_hand_on {
+                    hand_on(&row, context).await;
+                }
                 context.metrics.notification("delivered");
                 context.metrics.latency(now.since(row.arrival).as_secs_f64());
                 self.turned(&row.receiver, turn, &why, context);
