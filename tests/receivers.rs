@@ -107,6 +107,26 @@ fn what_is_not_delivered_for_a_while_is_told_to_another_receiver_and_tried_furth
 }
 
 #[test]
+fn who_was_told_of_a_beginning_is_told_of_the_end_that_the_first_receiver_took() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pager, mail) = (Receiver::start(1), Receiver::start(2));
+    pager.set(Manner::Refuse);
+    let configuration = configuration(folder.path(), pager.port(), mail.port(), "");
+    append(folder.path(), r#"{"ts":1,"host":"a","status":500}"#);
+    let daemon = start(&configuration, folder.path());
+    wait_for("the second receiver", || mail.accepted("/mail").len() == 1);
+    assert!(daemon.terminate().success());
+    // Also by a daemon that was started again.
+    pager.set(Manner::Well);
+    append(folder.path(), r#"{"ts":1000,"host":"b","status":200}"#);
+    let daemon = start(&configuration, folder.path());
+    wait_for("the end at both", || pager.accepted("/pager").len() == 1 && mail.accepted("/mail").len() == 2);
+    assert!(daemon.terminate().success());
+    assert_eq!(mail.requests()[1].body, pager.accepted("/pager")[0].body);
+    require_balance(&folder.path().join("data"), "after a fallback");
+}
+
+#[test]
 fn what_is_handed_on_is_not_lost_whenever_the_daemon_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let (pager, mail) = (Receiver::start(1), Receiver::start(2));

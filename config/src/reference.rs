@@ -353,7 +353,9 @@ mod tests {
 
             What every sink can be told about waiting records.
 
-            Every sink has the output `NAME.rejected`: records refused for good, as dead letters.
+            Every sink has the output `NAME.rejected`: records refused for good, as dead letters. Sinks that tell somebody have
+            `NAME.failed` besides: the same records as they came, and those that are not delivered within `max_age` or `fallback_after`.
+            Another sink that has it among its `inputs` tells somebody else.
 
             - **`buffer`** (table): How many bytes may wait for the sink, and what happens then.
               - **`max`** (size, default `"64MiB"`): How many bytes of records may wait.
