@@ -128,6 +128,7 @@ async fn send(sink: &PlannedSink, records: &[Json], clock: Arc<dyn Clock>) -> an
         paths: &mut PathTable::default(),
         folder: sink.folder.clone(),
         connected: Vec::new(),
+        silences: [].into(),
         partition: None,
     });
     let metrics = Metrics::new().component(&sink.name, "sink");
