@@ -276,6 +276,16 @@ impl Simulation {
         self.books.values().flat_map(Book::accounts)
     }
 
+    /// What an operator says of how it stands, see [`Operator::view`](crate::operator::Operator::view).
+    pub fn view(&self, name: &str, question: &serde_json::Value) -> Option<serde_json::Value> {
+        let nodes = self.tasks.stages.iter().flat_map(|stage| &stage.chain.nodes);
+        let node = nodes.into_iter().find(|node| *node.name == *name)?;
+        match &node.work {
+            Work::Operator(operator) => Some(operator.view(question)),
+            Work::Transform(_) => None,
+        }
+    }
+
     /// The state of all operators, as a checkpoint would hold it.
     pub fn snapshot(&mut self) -> Snapshot {
         let mut snapshot = Snapshot::default();

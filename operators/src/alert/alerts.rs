@@ -21,6 +21,8 @@ use super::watch::{Rule, Selected};
 
 /// How much memory the evidence of all alerts of a rule may take. Beyond it, records are counted and not kept.
 const EVIDENCE_MAX: usize = 64 << 20;
+/// Who asks how a rule stands is shown so many alerts and so many transitions.
+const SHOWN_MAX: usize = 1000;
 /// How many lanes have a watermark of their own here. With more, timers follow the merged watermark alone.
 const LANES_MAX: usize = 4096;
 /// Of so many values of an alert it is remembered what they decided, so that it is known whether a correction changes it.
@@ -724,6 +726,52 @@ impl Operator for Alerts {
             None => format!("condition: {}", level.condition.way()),
         });
         levels.collect()
+    }
+
+    fn view(&self, question: &Json) -> Json {
+        let key = question["key"].as_str();
+        let is_asked = |texts: &Json| {
+            key.is_none_or(|key| texts.as_object().is_some_and(|texts| texts.values().any(|text| text == key)))
+        };
+        let moment = |time: Timestamp| if time == Timestamp::MIN { Json::Null } else { time.to_string().into() };
+        let alerts = self.entries.iter().filter_map(|(names, entry)| {
+            let names: Json = serde_json::from_str(names).unwrap_or(Json::Null);
+            let whole = entry.course.whole();
+            let is_active = whole.phase != Phase::Inactive;
+            let pending_for = self.rule.times.pending_for[0];
+            let is_shown = is_asked(&names) || is_asked(&as_json!(entry.labels));
+            is_shown.then(|| {
+                as_json!({
+                    "key": names,
+                    "phase": whole.phase,
+                    "labels": entry.labels,
+                    "severity": entry.severity,
+                    "flapping": entry.course.flaps(),
+                    "episode": whole.episode,
+                    "since": is_active.then(|| moment(whole.since)),
+                    "fires_at": (whole.phase == Phase::Pending).then(|| moment(whole.since.saturating_add(pending_for))),
+                    "started": (whole.phase == Phase::Firing).then(|| moment(whole.started)),
+                    "heard": moment(whole.heard),
+                    "ends_at": entry.course.deadline(true, &self.rule.times).filter(|_| is_active).map(moment),
+                    "values": serde_json::from_str::<Json>(&entry.values).unwrap_or(Json::Null),
+                    "matches": entry.evidence.matches,
+                })
+            })
+        });
+        let told = self.history.newest().filter_map(|record| {
+            let mut record: Json = serde_json::from_str(record).ok()?;
+            if !is_asked(&record["labels"]) {
+                return None;
+            }
+            record.as_object_mut()?.remove("evidence");
+            Some(record)
+        });
+        as_json!({
+            "rule": &*self.rule.name,
+            "now": moment(self.now),
+            "alerts": alerts.take(SHOWN_MAX).collect::<Vec<_>>(),
+            "told": told.take(SHOWN_MAX).collect::<Vec<_>>(),
+        })
     }
 
     fn tell_pending(&mut self) {

@@ -61,6 +61,11 @@ impl History {
         self.told.insert(number, Told { group, record });
     }
 
+    /// What was told, the newest first.
+    pub(super) fn newest(&self) -> impl Iterator<Item = &str> {
+        self.told.values().rev().map(|told| told.record.as_str())
+    }
+
     /// What belongs into the piece of a key group.
     pub(super) fn of_group(&self, group: u16) -> Vec<(u64, String)> {
         let numbers = self.by_group.get(&group).into_iter().flatten();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde_json::{Value as Json, json as as_json};
 use tocsin_pipeline::event::{Batch, Lane};
 use tocsin_pipeline::operator::{Input, KEY_GROUPS, Operator, Output, Reason, StateError};
 use tocsin_pipeline::time::Timestamp;
@@ -12,6 +13,11 @@ use super::fold::{LATE, PLACE_BYTES, Partial, Place, Plan};
 use super::table::Table;
 use crate::key::{self, Damaged, Reader, write_number};
 
+/// Who asks how a window stands is shown so many windows that are open, and so many records of each; of one with more keys than
+/// [`KEYS_SHOWN`] none, as it would take too long.
+const WINDOWS_SHOWN: usize = 12;
+const RECORDS_SHOWN: usize = 100;
+const KEYS_SHOWN: usize = 100_000;
 /// The port of late records.
 const LATE_PORT: usize = 1;
 
@@ -130,7 +136,7 @@ impl Window {
     }
 
     /// Emits the window that ends at `end`.
-    fn close(&mut self, end: i64, made: &mut Vec<(Timestamp, Value)>) {
+    fn close(&self, end: i64, made: &mut Vec<(Timestamp, Value)>) {
         let start = end - self.plan.size;
         let from = Place { start, first_end: i64::MIN };
         let mut members = self.panes.range(from..).take_while(|(place, _)| place.start < end);
@@ -163,6 +169,38 @@ impl Window {
             }
             made.push((Timestamp(end), Value::Object(record)));
         }
+    }
+
+    /// The windows that are open, the next to close first, with what they would tell if they closed now of the keys of which one value is
+    /// `key`.
+    fn open_windows(&self, key: Option<&str>) -> Vec<Json> {
+        let Some((first, _)) = self.panes.first_key_value() else { return Vec::new() };
+        let next = (first.start + self.plan.every).max(self.closed.saturating_add(self.plan.every));
+        let last = self.panes.last_key_value().map_or(next, |(place, _)| place.start.saturating_add(self.plan.size));
+        let ends = (0..).map(|turn| next.saturating_add(self.plan.every.saturating_mul(turn)));
+        let mut windows = Vec::new();
+        for end in ends.take_while(|end| *end <= last).take(WINDOWS_SHOWN) {
+            let mut made = Vec::new();
+            if self.keys <= KEYS_SHOWN {
+                self.close(end, &mut made);
+            }
+            let records = made.into_iter().filter_map(|(_, record)| {
+                let mut text = Vec::new();
+                tocsin_pipeline::json::write_value(&record, &mut text);
+                serde_json::from_slice::<Json>(&text).ok()
+            });
+            let is_asked = |record: &Json| {
+                key.is_none_or(|key| self.names.iter().any(|name| is_text(&record[name.as_str()], key)))
+            };
+            let records: Vec<_> = records.filter(is_asked).take(RECORDS_SHOWN).collect();
+            let closes_at = Timestamp(end.saturating_add(self.plan.lateness));
+            windows.push(as_json!({
+                "window_end": Timestamp(end).to_string(),
+                "closes_at": closes_at.to_string(),
+                "records": records,
+            }));
+        }
+        windows
     }
 
     /// Forgets the panes whose last window has closed.
@@ -292,5 +330,22 @@ impl Operator for Window {
 
     fn state_bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn view(&self, question: &Json) -> Json {
+        as_json!({
+            "window": &*self.lane.source,
+            "closed": if self.closed == i64::MIN { Json::Null } else { Timestamp(self.closed).to_string().into() },
+            "keys": self.keys,
+            "open": self.open_windows(question["key"].as_str()),
+        })
+    }
+}
+
+/// Whether a value is written like this.
+fn is_text(value: &Json, text: &str) -> bool {
+    match value {
+        Json::String(value) => value == text,
+        value => value.to_string() == text,
     }
 }

@@ -354,7 +354,8 @@ async fn a_history_is_drawn_and_an_alert_can_be_acknowledged() {
           access: GET /
 
         Acknowledge: https://tocsin.example.org/ack?a=1&b=2
-    "#]].assert_eq(&text_of(&mails[0].2));
+    "#]]
+    .assert_eq(&text_of(&mails[0].2));
     expect![[r##"
         <!doctype html><html><body style="font-family:sans-serif;color:#222">
         <p style="font-size:18px;border-left:6px solid #c62828;padding-left:10px">
@@ -400,7 +401,8 @@ async fn a_notification_of_several_alerts_lists_them() {
           and 4 more
 
         Acknowledge: https://tocsin.example.org/ack/1
-    "#]].assert_eq(&text_of(&mails[0].2));
+    "#]]
+    .assert_eq(&text_of(&mails[0].2));
 }
 
 #[tokio::test]
