@@ -152,11 +152,12 @@ pub struct CheckArguments {
 #[derive(Args, Clone, Debug)]
 pub struct LogArguments {
     /// The logs: paths and patterns of paths, plain or compressed with gzip or zstd. Each is read as the source would whose
-    /// `paths` name it, or the only one; `SOURCE=PATH` says which.
+    /// `paths` name it, or the only one; `SOURCE=PATH` says which. `SOURCE=kafka:` is what the brokers hold of the topics of that
+    /// source, from `--since` on, and `SOURCE=kafka:TIME` from that time on; no group is joined.
     #[arg(long, required = true, num_args = 1.., value_name = "LOGS")]
     pub from: Vec<String>,
     /// Tell what happens from this moment on, such as 2026-11-20 or 2026-11-20T12:00:00Z. All that `--from` names is read
-    /// before, so that windows and alerts stand as they would.
+    /// before it, so that windows and alerts stand as they would.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub since: Option<Timestamp>,
     /// Read records up to this moment, to the second, and let the clock run up to it. Without it, it ends with the logs: then windows
@@ -218,7 +219,7 @@ impl DiffArguments {
 }
 
 /// A moment, or a day for its beginning.
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub fn moment(text: &str) -> Result<Timestamp, String> {
     let of_day = || Timestamp::parse_rfc3339(format!("{text}T00:00:00Z").as_bytes());
     Timestamp::parse_rfc3339(text.as_bytes())
         .or_else(of_day)

@@ -495,3 +495,54 @@ fn a_diff_in_trouble_is_told_apart_from_a_difference() {
         assert_eq!(status, 2, "{arguments}: {told}");
     }
 }
+
+#[test]
+fn the_example_cries_wolf_until_it_is_tamed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let log = "--from examples/oncall/access.log.gz";
+    let (status, told) = said(root, &format!("diff examples/oncall/pipeline.toml examples/oncall/tamed.toml {log}"));
+    let end: Vec<_> = told.lines().rev().take(2).collect();
+    assert_eq!((status, end[1]), (1, "alerts: 0 gained, 46 lost, 1 changed, 0 the same"), "{told}");
+    assert!(end[0].starts_with("pager: 93 -> 2"), "{told}");
+    let (status, told) = said(root, "test examples/oncall/tamed.toml");
+    assert_eq!(status, 0, "{told}");
+}
+
+#[test]
+fn a_topic_is_replayed_from_the_offsets_of_a_time_and_its_group_is_not_touched() {
+    use support::kafka::{Cluster, Record, is_missing};
+
+    let name = "a_topic_is_replayed_from_the_offsets_of_a_time_and_its_group_is_not_touched";
+    if is_missing(name) {
+        return;
+    }
+    let cluster = Cluster::shared();
+    cluster.create_topic("replayed", 2);
+    let lines = log(BURST);
+    let (even, odd): (Vec<_>, Vec<_>) = lines.lines().enumerate().partition(|(number, _)| number % 2 == 0);
+    for (partition, lines) in [(0, even), (1, odd)] {
+        let tombstone = Record::new(Some("k"), None);
+        let records = lines.into_iter().map(|(_, line)| Record::from(line));
+        cluster.produce("replayed", partition, records.chain([tombstone]));
+    }
+    let topic = format!(
+        "[sources.app]\ntype = \"kafka\"\nbrokers = [\"{}\"]\ntopics = [\"replayed\"]\ngroup = \"replayed\"\n",
+        cluster.bootstrap()
+    );
+    let folder = folder("2", &[("app.log", lines.as_bytes())]);
+    let rules = fs::read_to_string(folder.path().join("rules.toml")).unwrap();
+    let from_topic = rules.replace("[sources.app]\ntype = \"file\"\npaths = [\"app.log*\"]\n", &topic);
+    assert_ne!(from_topic, rules);
+    fs::write(folder.path().join("topic.toml"), from_topic).unwrap();
+    let from_file = said(folder.path(), "replay rules.toml --from app.log");
+    assert_eq!(said(folder.path(), "replay topic.toml --from app=kafka:"), from_file);
+    assert_eq!(said(folder.path(), "replay topic.toml --from app=kafka:2026-11-20T12:00:00Z").0, 0);
+    // What the brokers have is older than this, or younger.
+    let (status, told) = said(folder.path(), "replay topic.toml --from app=kafka:2200-01-01");
+    assert!(status == 0 && told.starts_with("records    0 read"), "{told}");
+    let (status, told) = said(folder.path(), "replay topic.toml --from app=kafka:2000-01-01");
+    assert_eq!((status, told), from_file);
+    assert_eq!(cluster.committed_offset("replayed", "replayed", 0), None, "nothing was told to the brokers");
+    let (status, told) = said(folder.path(), "replay rules.toml --from app=kafka:");
+    assert_eq!((status, &*told), (1, "error: the source `app` is of type `file`: nobody keeps what it has read\n"));
+}

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tocsin_pipeline::codec::{Codec, PathTable};
 use tocsin_pipeline::operator::{Built, Ports};
+use tocsin_pipeline::replay::Kept;
 use tocsin_pipeline::sharing::Sharing;
 use tocsin_pipeline::sink::Sink;
 use tocsin_pipeline::source::Source;
@@ -219,6 +220,11 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         false
     }
 
+    /// What others keep of what it has read, to be read again in a replay; relative paths start at `folder`. No I/O yet.
+    fn kept(&self, _folder: &Path) -> Option<Box<dyn Kept>> {
+        None
+    }
+
     /// No I/O, no task.
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
@@ -369,6 +375,7 @@ pub trait AnySource: Send + Sync {
     fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>>;
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions>;
     fn names_file(&self, path: &Path, folder: &Path) -> bool;
+    fn kept(&self, folder: &Path) -> Option<Box<dyn Kept>>;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source>;
 }
 
@@ -403,6 +410,10 @@ impl<C: SourceConfig> AnySource for C {
 
     fn names_file(&self, path: &Path, folder: &Path) -> bool {
         SourceConfig::names_file(self, path, folder)
+    }
+
+    fn kept(&self, folder: &Path) -> Option<Box<dyn Kept>> {
+        SourceConfig::kept(self, folder)
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Source> {

@@ -18,6 +18,10 @@ use crate::types::Duration;
 /// A moment is written `"2026-11-20T12:00:00Z"`, or `"+90s"` after the test's `start`. Expected records name only the fields
 /// that matter, unless `exact`.
 ///
+/// Between inputs sources are idle: after their `idle_timeout` event time follows the clock that far behind, as in the daemon, and
+/// what an operator waits for happens at its very moment. So an alert that is over 90 seconds after a record of noon, read with
+/// `idle_timeout = "10s"`, is told as resolved at 12:01:40.
+///
 /// ```toml
 /// [[tests]]
 /// name = "a burst of errors pages the person on call"
@@ -51,7 +55,8 @@ pub struct TestOptions {
     /// Transitions that rules must make.
     #[serde(default)]
     pub alerts: Vec<ExpectAlertOptions>,
-    /// Exactly the notifications that must be sent, in order; `[]`: none at all. Left out, they are not looked at.
+    /// Exactly the notifications that must be sent, in order; `[]`: none at all. What several receivers are told at one moment has no
+    /// order. Left out, they are not looked at.
     pub notifications: Option<Vec<ExpectNotificationOptions>>,
 }
 
@@ -91,7 +96,7 @@ pub struct ExpectAlertOptions {
     pub rule: String,
     /// When, in event time. Default: some time.
     pub at: Option<String>,
-    /// The state it changes to.
+    /// The state it changes to. `pending` can be asked for also where the rule does not tell it (`emit_pending`).
     pub state: AlertState,
     /// Labels that the alert must have.
     #[serde(default)]

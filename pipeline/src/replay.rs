@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::codec::DecodeError;
-use crate::event::{Batch, Lane, Times};
+use crate::event::{Batch, Lane, Origin, Times};
 use crate::graph::Intake;
 use crate::intake::{Taken, lines};
-use crate::source::{Block, Framing};
+use crate::source::{Block, Framing, RecordOptions};
 use crate::time::Timestamp;
 
 /// How finely old records are merged and time moves, in nanoseconds.
@@ -17,6 +19,44 @@ const CELL: i64 = 1_000_000_000;
 /// The second that a moment is in.
 pub fn cell(time: Timestamp) -> Timestamp {
     Timestamp(time.0.div_euclid(CELL).saturating_mul(CELL))
+}
+
+/// What a log gives, in its order.
+#[derive(Debug)]
+pub enum Piece {
+    Block(Block),
+    /// A record that was too long.
+    Rejected {
+        offset: u64,
+        message: String,
+        head: Bytes,
+    },
+}
+
+/// A log that is read once from its beginning to its end.
+pub trait Log: Send {
+    /// The next pieces; none at the end.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&mut self) -> std::io::Result<Vec<Piece>>;
+}
+
+/// What somebody else keeps of what a source has read.
+pub trait Kept: Send {
+    /// A log for each lane, from a moment on and up to now.
+    ///
+    /// # Errors
+    /// When nobody answers, or there is no such thing.
+    fn logs(&self, from: Option<Timestamp>, records: &RecordOptions) -> Result<Vec<KeptLog>, String>;
+}
+
+/// One of [`Kept::logs`].
+pub struct KeptLog {
+    pub partition: String,
+    pub origin: Origin,
+    /// Begins to read it, so many bytes at a time. May be asked for more than once.
+    pub open: Box<dyn Fn(usize) -> std::io::Result<Box<dyn Log>> + Send>,
 }
 
 /// A block whose records are decoded.

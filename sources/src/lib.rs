@@ -30,7 +30,7 @@ use tocsin_config::component::SourceType;
 pub use self::codec::CODECS;
 /// Old logs, read outside of any pipeline.
 pub mod archive {
-    pub use crate::file::{Archive, Piece, find};
+    pub use crate::file::{Archive, find};
 }
 pub use self::file::{reread, rotated};
 

@@ -16,7 +16,7 @@ use tocsin_pipeline::simulation::Simulation;
 use tocsin_pipeline::time::Timestamp;
 
 use super::Stretch;
-use super::logs::{Log, Pool, Reading, Waiting};
+use super::logs::{Named, Pool, Reading, Waiting};
 use super::outcome::{Collector, Outcome};
 use crate::testing::reader;
 
@@ -28,7 +28,7 @@ const BLOCK_BYTES: (usize, usize) = (64 << 10, 1 << 20);
 ///
 /// # Errors
 /// When a log cannot be read, or tells no time.
-pub fn drive(plan: &Plan, logs: &[Log], stretch: &Stretch) -> anyhow::Result<Outcome> {
+pub fn drive(plan: &Plan, logs: &[Named], stretch: &Stretch) -> anyhow::Result<Outcome> {
     let mut graph = build(plan);
     let rules = watch_rules(&mut graph);
     // Every record has its moment here, whether or not its readers ask for it.
@@ -38,10 +38,9 @@ pub fn drive(plan: &Plan, logs: &[Log], stretch: &Stretch) -> anyhow::Result<Out
     let mut simulation = Simulation::new(graph, Timestamp::MIN);
     let mut waiting = Vec::new();
     for log in logs {
-        let source = &plan.sources[log.source];
-        waiting.extend(Waiting::of(log.clone(), &source.name, &simulation.intake(log.source))?);
+        waiting.extend(Waiting::of(plan, log, &simulation.intake(log.source))?);
     }
-    waiting.sort_by(|one, other| (other.first, &other.log).cmp(&(one.first, &one.log)));
+    waiting.sort_by(|one, other| other.order().cmp(&one.order()));
     let Some(first) = waiting.last().map(|waiting| waiting.first) else {
         return Ok(Outcome::default());
     };
@@ -147,8 +146,7 @@ impl Drive<'_> {
             }
             let is_due = |waiting: &Waiting| next.is_none_or(|(at, _)| cell(waiting.first) <= at);
             let Some(waiting) = self.waiting.pop_if(|waiting| is_due(waiting)) else { return Ok(next) };
-            let intake = self.simulation.intake(waiting.log.source);
-            self.reading.push(Reading::new(&waiting, &intake, self.block_bytes)?);
+            self.reading.push(Reading::new(waiting, self.block_bytes)?);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Which log is of which source, and reading them: blocks are decoded on several threads, and come back in their order.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -13,29 +14,41 @@ use tocsin_pipeline::event::{Lane, Origin};
 use tocsin_pipeline::graph::Intake;
 use tocsin_pipeline::intake::Taken;
 use tocsin_pipeline::operator::Reason;
-use tocsin_pipeline::replay::{Decoded, cell};
+use tocsin_pipeline::replay::{Decoded, Log, Piece, cell};
 use tocsin_pipeline::source::Block;
 use tocsin_pipeline::time::Timestamp;
-use tocsin_sources::archive::{self, Archive, Piece};
+use tocsin_sources::archive::{self, Archive};
 
 /// How much of a log is looked at at once for its first moment.
 const PROBE_BYTES: usize = 64 << 10;
 
 /// A log, and the number of the source that would have read it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Log {
+pub struct Named {
     pub source: usize,
-    pub path: PathBuf,
+    pub place: Place,
 }
 
-/// The logs that were named: as `PATH`, or as `SOURCE=PATH`, each a pattern of paths.
+/// Where a log is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    File(PathBuf),
+    /// What the brokers keep of the source's topics, from a moment on.
+    Kafka(Option<Timestamp>),
+}
+
+/// What stands for a file where the brokers' topics are meant.
+const KAFKA: &str = "kafka:";
+
+/// The logs that were named: as `PATH` or as `SOURCE=PATH`, each a pattern of paths, or as `SOURCE=kafka:` with a moment behind it,
+/// without which it is `since`.
 ///
 /// # Errors
 /// When there is no such file, or it is not clear whose it is.
-pub fn assign(plan: &Plan, named: &[String]) -> anyhow::Result<Vec<Log>> {
+pub fn assign(plan: &Plan, named: &[String], since: Option<Timestamp>) -> anyhow::Result<Vec<Named>> {
     let mut logs = Vec::new();
     for name in named {
-        let source_of = |prefix: &str| plan.sources.iter().position(|source| &*source.name == prefix);
+        let source_of = |prefix: &str| candidates(plan).find(|(_, source)| &*source.name == prefix).map(|(at, _)| at);
         let (source, pattern) = match name.split_once('=') {
             Some((prefix, pattern)) if source_of(prefix).is_some() => (source_of(prefix), pattern),
             Some((prefix, _)) if !prefix.contains('/') && !Path::new(name).exists() => {
@@ -43,13 +56,23 @@ pub fn assign(plan: &Plan, named: &[String]) -> anyhow::Result<Vec<Log>> {
             }
             _ => (None, name.as_str()),
         };
+        if let Some((source, from)) = source.zip(pattern.strip_prefix(KAFKA)) {
+            let from = match from {
+                "" => since,
+                from => {
+                    Some(crate::cli::moment(from).map_err(|error| anyhow!("{name}: {from:?} is no moment; {error}"))?)
+                }
+            };
+            logs.push(Named { source, place: Place::Kafka(from) });
+            continue;
+        }
         let paths = archive::find(pattern).map_err(|error| anyhow!("{pattern:?} is no pattern of paths: {error}"))?;
         if paths.is_empty() {
             bail!("there is no file {pattern}");
         }
         for path in paths {
             let source = source.map_or_else(|| owner(plan, &path), Ok)?;
-            logs.push(Log { source, path });
+            logs.push(Named { source, place: Place::File(path) });
         }
     }
     logs.sort();
@@ -57,9 +80,14 @@ pub fn assign(plan: &Plan, named: &[String]) -> anyhow::Result<Vec<Log>> {
     Ok(logs)
 }
 
+/// The sources that can have logs, with their numbers: what goes through a topic between goes right to its readers here.
+fn candidates(plan: &Plan) -> impl Iterator<Item = (usize, &PlannedSource)> {
+    let is_between = |source: usize| plan.relays.iter().any(|relay| relay.source == source);
+    plan.sources.iter().enumerate().filter(move |(number, _)| !is_between(*number))
+}
+
 /// The source whose own `paths` name a file, or the only one there is.
 fn owner(plan: &Plan, path: &Path) -> anyhow::Result<usize> {
-    let numbered = || plan.sources.iter().enumerate();
     let names = |source: &PlannedSource| {
         let folder = std::path::absolute(".").unwrap_or_default().join(&source.folder);
         // As it was typed, and with the links in its folders followed: patterns may name it either way.
@@ -67,9 +95,9 @@ fn owner(plan: &Plan, path: &Path) -> anyhow::Result<usize> {
         source.options.names_file(path, &folder)
             || resolved.is_some_and(|(path, folder)| source.options.names_file(&path, &folder))
     };
-    let naming: Vec<_> = numbered().filter(|(_, source)| names(source)).collect();
-    let files: Vec<_> = numbered().filter(|(_, source)| source.type_name == "file").collect();
-    match (&naming[..], &files[..], plan.sources.len()) {
+    let naming: Vec<_> = candidates(plan).filter(|(_, source)| names(source)).collect();
+    let files: Vec<_> = candidates(plan).filter(|(_, source)| source.type_name == "file").collect();
+    match (&naming[..], &files[..], candidates(plan).count()) {
         ([(number, _)], ..) | ([], [(number, _)], _) => Ok(*number),
         ([], [], 1) => Ok(0),
         ([], ..) => bail!("which source is {} of? write SOURCE={0}; {}", path.display(), sources(plan)),
@@ -83,64 +111,100 @@ fn resolved(path: &Path) -> Option<PathBuf> {
 }
 
 fn sources(plan: &Plan) -> String {
-    let names: Vec<_> = plan.sources.iter().map(|source| &*source.name).collect();
+    let names: Vec<_> = candidates(plan).map(|(_, source)| &*source.name).collect();
     format!("the sources are: {}", names.join(", "))
 }
 
 /// A log that is there and not read yet.
 pub struct Waiting {
-    pub log: Log,
-    pub lane: Arc<Lane>,
+    pub source: usize,
+    lane: Arc<Lane>,
+    intake: Arc<Intake>,
+    open: Open,
     /// The time of its first record that has one.
     pub first: Timestamp,
 }
 
+/// Begins to read a log, so many bytes at a time.
+type Open = Box<dyn Fn(usize) -> io::Result<Box<dyn Log>> + Send>;
+
 impl Waiting {
-    /// Looks at the beginning of a log; `None` if there is nothing in it.
+    /// Looks at the beginnings of logs; those in which there is nothing are left out.
     ///
     /// # Errors
-    /// When it cannot be read, or no record has a time.
-    pub fn of(log: Log, name: &str, intake: &Arc<Intake>) -> anyhow::Result<Option<Self>> {
-        let options = &intake.options;
-        let shown = log.path.display().to_string();
-        if options.timestamp.is_none() {
-            bail!(
-                "the source `{name}` has no event time: its records count as having happened when they arrive, which a replay \
-                 does not know; give it a `timestamp`"
-            );
-        }
-        let lane = Arc::new(Lane {
-            source: Arc::clone(&intake.name),
-            partition: shown.clone(),
-            origin: Origin::File(shown.as_str().into()),
-            codec: Arc::clone(&options.codec),
-            out_of_order: options.out_of_order,
-        });
-        let mut archive = open(&log.path, intake, PROBE_BYTES)?;
-        let mut is_empty = true;
-        loop {
-            let pieces = archive.read().with_context(|| format!("reading {shown}"))?;
-            if pieces.is_empty() && is_empty {
-                return Ok(None);
+    /// When they cannot be read, or no record has a time.
+    pub fn of(plan: &Plan, named: &Named, intake: &Arc<Intake>) -> anyhow::Result<Vec<Self>> {
+        let (source, options) = (&plan.sources[named.source], &intake.options);
+        let name = &source.name;
+        let found: Vec<(String, Origin, Open)> = match &named.place {
+            Place::File(path) => {
+                if options.timestamp.is_none() {
+                    bail!(
+                        "the source `{name}` has no event time: its records count as having happened when they arrive, which a \
+                         replay does not know; give it a `timestamp`"
+                    );
+                }
+                let shown = path.display().to_string();
+                let (path, records) = (path.clone(), options.records.clone());
+                let open =
+                    move |block_bytes| Ok(Box::new(Archive::open(&path, &records, block_bytes)?) as Box<dyn Log>);
+                vec![(shown.clone(), Origin::File(shown.into()), Box::new(open))]
             }
-            if pieces.is_empty() {
-                bail!("no record of {shown} has a time that the source `{name}` can read; is it a log of this source?");
+            Place::Kafka(from) => {
+                let Some(kept) = source.options.kept(&source.folder) else {
+                    bail!("the source `{name}` is of type `{}`: nobody keeps what it has read", source.type_name);
+                };
+                let logs = kept.logs(*from, &options.records);
+                let logs = logs.map_err(|error| anyhow!("asking for what the source `{name}` reads: {error}"))?;
+                logs.into_iter().map(|log| (log.partition, log.origin, log.open)).collect()
             }
-            is_empty = false;
-            let blocks = pieces.into_iter().filter_map(|piece| match piece {
-                Piece::Block(block) => Some(block),
-                Piece::Rejected { .. } => None,
+        };
+        let mut waiting = Vec::new();
+        for (partition, origin, open) in found {
+            let lane = Arc::new(Lane {
+                source: Arc::clone(&intake.name),
+                partition,
+                origin,
+                codec: Arc::clone(&options.codec),
+                out_of_order: options.out_of_order,
             });
-            let mut found = blocks.filter_map(|block| Decoded::of(intake, Arc::clone(&lane), block).first());
-            if let Some(first) = found.next() {
-                return Ok(Some(Self { log, lane, first }));
+            if let Some(first) = first(&lane, intake, &open)? {
+                waiting.push(Self { source: named.source, lane, intake: Arc::clone(intake), open, first });
             }
         }
+        Ok(waiting)
+    }
+
+    /// In which order logs are opened.
+    pub fn order(&self) -> (Timestamp, usize, &str) {
+        (self.first, self.source, &self.lane.partition)
     }
 }
 
-fn open(path: &Path, intake: &Intake, block_bytes: usize) -> anyhow::Result<Archive> {
-    Archive::open(path, &intake.options.records, block_bytes).with_context(|| format!("opening {}", path.display()))
+/// The time of the first record of a log that has one; `None` if there is nothing in it.
+fn first(lane: &Arc<Lane>, intake: &Arc<Intake>, open: &Open) -> anyhow::Result<Option<Timestamp>> {
+    let shown = &lane.partition;
+    let mut log = open(PROBE_BYTES).with_context(|| format!("opening {shown}"))?;
+    let mut is_empty = true;
+    loop {
+        let pieces = log.read().with_context(|| format!("reading {shown}"))?;
+        if pieces.is_empty() && is_empty {
+            return Ok(None);
+        }
+        if pieces.is_empty() {
+            let name = &lane.source;
+            bail!("no record of {shown} has a time that the source `{name}` can read; is it a log of this source?");
+        }
+        is_empty = false;
+        let blocks = pieces.into_iter().filter_map(|piece| match piece {
+            Piece::Block(block) => Some(block),
+            Piece::Rejected { .. } => None,
+        });
+        let mut found = blocks.filter_map(|block| Decoded::of(intake, Arc::clone(lane), block).first());
+        if let Some(first) = found.next() {
+            return Ok(Some(first));
+        }
+    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -180,7 +244,7 @@ pub struct Reading {
     pub source: usize,
     lane: Arc<Lane>,
     intake: Arc<Intake>,
-    archive: Archive,
+    log: Box<dyn Log>,
     /// In the order of the log.
     ahead: VecDeque<Ahead>,
     slices: VecDeque<Taken>,
@@ -192,14 +256,19 @@ pub struct Reading {
 }
 
 impl Reading {
-    pub fn new(waiting: &Waiting, intake: &Arc<Intake>, block_bytes: usize) -> anyhow::Result<Self> {
+    /// Begins to read a log.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn new(waiting: Waiting, block_bytes: usize) -> anyhow::Result<Self> {
         let (after, before) = sync_channel(1);
         after.send(waiting.first).expect("there is room for one");
+        let log = (waiting.open)(block_bytes).with_context(|| format!("opening {}", waiting.lane.partition))?;
         Ok(Self {
-            source: waiting.log.source,
-            lane: Arc::clone(&waiting.lane),
-            intake: Arc::clone(intake),
-            archive: open(&waiting.log.path, intake, block_bytes)?,
+            source: waiting.source,
+            lane: waiting.lane,
+            intake: waiting.intake,
+            log,
             ahead: VecDeque::new(),
             slices: VecDeque::new(),
             before,
@@ -208,6 +277,7 @@ impl Reading {
         })
     }
 
+    /// The name of its lane.
     pub fn partition(&self) -> &str {
         &self.lane.partition
     }
@@ -252,7 +322,7 @@ impl Reading {
 
     fn read_ahead(&mut self, pool: &Pool, depth: usize) -> anyhow::Result<()> {
         while !self.is_at_end && self.ahead.len() < depth {
-            let pieces = self.archive.read().with_context(|| format!("reading {}", self.lane.partition))?;
+            let pieces = self.log.read().with_context(|| format!("reading {}", self.lane.partition))?;
             self.is_at_end = pieces.is_empty();
             for piece in pieces {
                 let ahead = match piece {

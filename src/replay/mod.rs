@@ -90,7 +90,7 @@ fn run(plan: &Plan, logs: &crate::cli::LogArguments) -> anyhow::Result<Outcome> 
     {
         bail!("--since {since} is not before --until {until}");
     }
-    drive::drive(plan, &logs::assign(plan, &logs.from)?, &stretch)
+    drive::drive(plan, &logs::assign(plan, &logs.from, logs.since)?, &stretch)
 }
 
 /// How many columns a chart may have.

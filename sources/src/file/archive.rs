@@ -5,24 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use tocsin_pipeline::replay::{Log, Piece};
 use tocsin_pipeline::source::{Block, RecordOptions};
 use tocsin_pipeline::time::{Timestamp, nanos};
 
 use super::content::{self, Content};
 use super::find::{Matches, Pattern};
 use crate::framing::{Delimiter, Framed, LineFramer};
-
-/// What a log gives, in its order.
-#[derive(Debug)]
-pub enum Piece {
-    Block(Block),
-    /// A record that was too long.
-    Rejected {
-        offset: u64,
-        message: String,
-        head: bytes::Bytes,
-    },
-}
 
 /// A log that is being read.
 pub struct Archive {
@@ -45,12 +34,11 @@ impl Archive {
         let framer = LineFramer::new(records, Delimiter::Newline, 0);
         Ok(Self { content: Content::new(file)?, framer, block_bytes: block_bytes.max(1), written, is_at_end: false })
     }
+}
 
-    /// The next pieces; empty at the end. Blocks arrive when the file was written last: a time without a year goes by that.
-    ///
-    /// # Errors
-    /// When it cannot be read or decompressed.
-    pub fn read(&mut self) -> io::Result<Vec<Piece>> {
+impl Log for Archive {
+    /// Blocks arrive when the file was written last: a time without a year goes by that.
+    fn read(&mut self) -> io::Result<Vec<Piece>> {
         let mut framed = Vec::new();
         while framed.is_empty() && !self.is_at_end {
             let mut buffer = Vec::with_capacity(self.block_bytes);

@@ -23,7 +23,7 @@ use tocsin_config::component::{BuildContext, Problem, SourceConfig};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::source::{Source, SourceContext, SourceError};
 
-pub use self::archive::{Archive, Piece, find};
+pub use self::archive::{Archive, find};
 pub use self::reread::{reread, rotated};
 
 use self::find::Pattern;

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod offsets;
+mod past;
 mod reader;
 mod sharing;
 mod watch;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::BaseConsumer;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -22,10 +23,12 @@ use tocsin_kafka::client::Listener;
 use tocsin_kafka::connection::{Connection, Sasl, Tls};
 use tocsin_kafka::place::Inputs;
 use tocsin_kafka::topics::{is_topic, pattern};
+use tocsin_pipeline::replay::Kept;
 use tocsin_pipeline::sharing::Sharing;
 use tocsin_pipeline::source::{Source, SourceContext, SourceError};
 use tocsin_pipeline::time::Timestamp;
 
+use self::past::Past;
 use self::reader::Reader;
 use self::sharing::Member;
 
@@ -176,6 +179,38 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What a client is set up with; `ends`: it is told where a partition ends.
+    fn settings(&self, connection: &Connection, ends: bool) -> ClientConfig {
+        let mut settings = connection.settings();
+        let half = self.prefetch.0 / 2;
+        settings
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // An offset that is not there is for a person to decide about.
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", if ends { "true" } else { "false" })
+            .set(
+                "isolation.level",
+                match self.isolation {
+                    Isolation::ReadCommitted => "read_committed",
+                    Isolation::ReadUncommitted => "read_uncommitted",
+                },
+            )
+            // What is waiting, and one answer of a broker on top of that.
+            .set("queued.max.messages.kbytes", (half >> 10).to_string())
+            // A second, unless told otherwise: far longer than it takes to make room.
+            .set("fetch.queue.backoff.ms", "5")
+            .set("fetch.max.bytes", half.clamp(1 << 20, 50 << 20).to_string())
+            .set("fetch.message.max.bytes", (half / 4).clamp(64 << 10, 1 << 20).to_string());
+        for (name, value) in &connection.options {
+            settings.set(name, value);
+        }
+        settings
+    }
+}
+
 impl SourceConfig for Config {
     const NAME: &'static str = "kafka";
 
@@ -237,6 +272,10 @@ impl SourceConfig for Config {
             topics: self.topics.clone(),
             relay: self.relay.clone(),
         }))
+    }
+
+    fn kept(&self, folder: &Path) -> Option<Box<dyn Kept>> {
+        Some(Box::new(Past { connection: self.connection().within(folder), config: self.clone() }))
     }
 
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
@@ -329,31 +368,7 @@ impl Source for Kafka {
 
     fn open<'a>(&'a mut self, context: &'a SourceContext) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
-            let mut settings = self.connection.settings();
-            let half = self.config.prefetch.0 / 2;
-            settings
-                .set("group.id", &self.config.group)
-                .set("enable.auto.commit", "false")
-                .set("enable.auto.offset.store", "false")
-                // An offset that is not there is for a person to decide about.
-                .set("auto.offset.reset", "error")
-                .set("enable.partition.eof", if context.once { "true" } else { "false" })
-                .set(
-                    "isolation.level",
-                    match self.config.isolation {
-                        Isolation::ReadCommitted => "read_committed",
-                        Isolation::ReadUncommitted => "read_uncommitted",
-                    },
-                )
-                // What is waiting, and one answer of a broker on top of that.
-                .set("queued.max.messages.kbytes", (half >> 10).to_string())
-                // A second, unless told otherwise: far longer than it takes to make room.
-                .set("fetch.queue.backoff.ms", "5")
-                .set("fetch.max.bytes", half.clamp(1 << 20, 50 << 20).to_string())
-                .set("fetch.message.max.bytes", (half / 4).clamp(64 << 10, 1 << 20).to_string());
-            for (name, value) in &self.connection.options {
-                settings.set(name, value);
-            }
+            let settings = self.config.settings(&self.connection, context.once);
             let listener = Listener::new(Arc::clone(&context.name), context.metrics.clone());
             // Reads certificates and starts threads; brokers are not waited for.
             let consumer = BaseConsumer::from_config_and_context(&settings, listener.clone())
