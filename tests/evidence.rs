@@ -119,30 +119,30 @@ fn a_rotated_and_compressed_file_is_found() {
         &[&id, "tocsin.toml"],
         0,
         expect![[r#"
-        failed resolved {}
-          2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
-          summary: 503
-          values: {"status":502}
+            failed resolved {}
+              2026-11-20T12:00:03Z to 2026-11-20T12:05:07Z, id d0356f1410de90f849e75cf063b86ba6
+              summary: 503
+              values: {"status":502}
 
-        3 of 3 records are kept as evidence
+            3 of 3 records are kept as evidence
 
-        1. log, app.log at 86, 42 bytes: as it was, now in ./app.log.2.gz
-             {"ts":"2026-11-20T12:00:02Z","status":200}
-           > {"ts":"2026-11-20T12:00:03Z","status":503}
-             {"ts":"2026-11-20T12:00:04Z","status":200}
+            1. log, app.log at 86, 42 bytes: as it was, now in app.log.2.gz
+                 {"ts":"2026-11-20T12:00:02Z","status":200}
+               > {"ts":"2026-11-20T12:00:03Z","status":503}
+                 {"ts":"2026-11-20T12:00:04Z","status":200}
 
-        2. log, app.log at 172, 42 bytes: as it was, now in ./app.log.2.gz
-             {"ts":"2026-11-20T12:00:04Z","status":200}
-           > {"ts":"2026-11-20T12:00:05Z","status":500}
-             {"ts":"2026-11-20T12:00:06Z","status":200}
+            2. log, app.log at 172, 42 bytes: as it was, now in app.log.2.gz
+                 {"ts":"2026-11-20T12:00:04Z","status":200}
+               > {"ts":"2026-11-20T12:00:05Z","status":500}
+                 {"ts":"2026-11-20T12:00:06Z","status":200}
 
-        3. log, app.log at 258, 42 bytes: as it was, now in ./app.log.2.gz
-             {"ts":"2026-11-20T12:00:06Z","status":200}
-           > {"ts":"2026-11-20T12:00:07Z","status":502}
-             {"ts":"2026-11-20T12:00:08Z","status":200}
+            3. log, app.log at 258, 42 bytes: as it was, now in app.log.2.gz
+                 {"ts":"2026-11-20T12:00:06Z","status":200}
+               > {"ts":"2026-11-20T12:00:07Z","status":502}
+                 {"ts":"2026-11-20T12:00:08Z","status":200}
 
-        all of them are what they were
-    "#]],
+            all of them are what they were
+        "#]],
     );
 }
 

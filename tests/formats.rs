@@ -70,6 +70,20 @@ fn what_an_older_version_kept_is_gone_on_from() {
     }
 }
 
+/// What a notification held before there was more to tell: the rest a restored alert cannot know of its past.
+fn as_ever(told: &str) -> String {
+    let one = |line: &str| {
+        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("history");
+        for piece in fields.get_mut("evidence").and_then(|pieces| pieces.as_array_mut()).into_iter().flatten() {
+            piece.as_object_mut().unwrap().remove("hash");
+        }
+        format!("{record}\n")
+    };
+    told.lines().map(one).collect()
+}
+
 /// The same input in one run, with nothing restored, gives what is expected of the restored: so that is right, and not only
 /// the same as ever.
 #[test]
@@ -91,7 +105,7 @@ fn what_is_expected_of_a_restored_run_is_that_of_an_undisturbed_one() {
         let mut want = files(&version.join("expected"));
         let mut told = receiver.bodies();
         told.sort();
-        assert_eq!(want.remove("told.ndjson").unwrap(), told.join("\n") + "\n");
+        assert_eq!(as_ever(&want.remove("told.ndjson").unwrap()), as_ever(&told.join("\n")));
         assert_eq!(files(&folder.path().join("out")), want);
     }
 }

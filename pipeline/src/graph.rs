@@ -372,6 +372,11 @@ impl<'a> Cutter<'a> {
         let mut prepares = BTreeMap::new();
         let mut reads = BTreeMap::new();
         for (index, node) in graph.operators.iter().enumerate() {
+            if let Built::Operator { operator, .. } = &node.built
+                && !operator.alerts().is_empty()
+            {
+                metrics.rule(&node.name, operator.slo());
+            }
             match &node.built {
                 Built::Transform(transform) => {
                     reads.insert(index, transform.reads());

@@ -34,6 +34,8 @@ pub enum Trouble {
     OutboxFull,
     /// A receiver fails again and again: attempts to tell it something are paused.
     ReceiverAway,
+    /// Who is to be told of a rule that fires was told later than its `slo` says, or still is not.
+    AlertLate,
     /// The journal of a source cannot be written: its clients are not answered.
     IngestJournal,
     /// A buffer on disk cannot be written.
@@ -49,7 +51,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::CheckpointFailed,
         Self::CheckpointSlow,
         Self::CheckpointDamaged,
@@ -57,6 +59,7 @@ impl Trouble {
         Self::OutboxJournal,
         Self::OutboxFull,
         Self::ReceiverAway,
+        Self::AlertLate,
         Self::IngestJournal,
         Self::Buffer,
         Self::SourceStalled,
@@ -75,6 +78,7 @@ impl Trouble {
             Self::OutboxJournal => "outbox_journal",
             Self::OutboxFull => "outbox_full",
             Self::ReceiverAway => "receiver_away",
+            Self::AlertLate => "alert_late",
             Self::IngestJournal => "ingest_journal",
             Self::Buffer => "buffer",
             Self::SourceStalled => "source_stalled",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -26,6 +27,9 @@ pub struct Metrics {
     notifications: IntCounterVec,
     held: IntGaugeVec,
     latency: HistogramVec,
+    alert_latency: HistogramVec,
+    /// The rules there are, each with its `slo`.
+    rules: Arc<Mutex<BTreeMap<String, Option<Duration>>>>,
     pub edge_bytes: IntGaugeVec,
     pub journal_bytes: IntGaugeVec,
     pub buffer_bytes: IntGaugeVec,
@@ -86,19 +90,26 @@ impl Metrics {
             registry.register(Box::new(gauges.clone())).expect("a name of its own");
             gauges
         };
-        let latency = HistogramVec::new(
-            HistogramOpts::new(
-                "tocsin_event_latency_seconds",
-                "From arrival at the source to acceptance by the sink, by batch.",
-            )
-            .buckets(vec![
+        let latencies = |name: &str, help: &str, label: &str| {
+            let buckets = [
                 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
                 5.0, 10.0, 60.0,
-            ]),
-            &["component"],
-        )
-        .expect("a well-formed name");
-        registry.register(Box::new(latency.clone())).expect("a name of its own");
+            ];
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let latencies = HistogramVec::new(options, &[label]).expect("a well-formed name");
+            registry.register(Box::new(latencies.clone())).expect("a name of its own");
+            latencies
+        };
+        let latency = latencies(
+            "tocsin_event_latency_seconds",
+            "From arrival at the source to acceptance by the sink, by batch.",
+            "component",
+        );
+        let alert_latency = latencies(
+            "tocsin_alert_latency_seconds",
+            "From arrival of the record that made an alert fire to acceptance by a receiver, by rule.",
+            "rule",
+        );
         let checkpoint_duration = Histogram::with_opts(
             HistogramOpts::new(
                 "tocsin_checkpoint_duration_seconds",
@@ -191,6 +202,8 @@ impl Metrics {
             alerts: gauges("tocsin_alerts", "Alerts by rule and state.", &["rule", "state"]),
             state_bytes: gauges("tocsin_state_bytes", "About how much memory an operator's state takes.", component),
             latency,
+            alert_latency,
+            rules: Arc::default(),
             checkpoint_duration,
             checkpoint_bytes,
             checkpoint_epoch,
@@ -207,6 +220,11 @@ impl Metrics {
         }
     }
 
+    /// That an operator is a rule, and its `slo`.
+    pub fn rule(&self, name: &str, slo: Option<Duration>) {
+        self.rules.lock().expect("no holder of this lock panics").insert(name.to_owned(), slo);
+    }
+
     /// The counters of one component. `kind` is `source`, `operator` or `sink`.
     pub fn component(&self, name: &str, kind: &str) -> ComponentMetrics {
         ComponentMetrics(Arc::new(Counters {
@@ -216,6 +234,8 @@ impl Metrics {
             dropped: Reason::ALL.map(|reason| self.dropped_events.with_label_values(&[name, reason.as_str()])),
             expression_errors: self.expression_errors.with_label_values(&[name]),
             latency: self.latency.with_label_values(&[name]),
+            alert_latency: self.alert_latency.clone(),
+            rules: Arc::clone(&self.rules),
             errors: self.errors.clone(),
             held: self.held.clone(),
             made: AtomicU64::new(0),
@@ -246,6 +266,8 @@ struct Counters {
     dropped: [IntCounter; Reason::ALL.len()],
     expression_errors: IntCounter,
     latency: Histogram,
+    alert_latency: HistogramVec,
+    rules: Arc<Mutex<BTreeMap<String, Option<Duration>>>>,
     errors: IntCounterVec,
     notifications: IntCounterVec,
     held: IntGaugeVec,
@@ -369,6 +391,21 @@ impl ComponentMetrics {
     /// How long it took from the source to the sink's acceptance.
     pub fn latency(&self, seconds: f64) {
         self.0.latency.observe(seconds);
+    }
+
+    /// How long it took until a receiver was told that a rule fires.
+    pub fn alert_latency(&self, rule: &str, seconds: f64) {
+        self.0.alert_latency.with_label_values(&[rule]).observe(seconds);
+    }
+
+    /// How often that was, for tests.
+    pub fn alert_latency_count(&self, rule: &str) -> u64 {
+        self.0.alert_latency.with_label_values(&[rule]).get_sample_count()
+    }
+
+    /// The `slo` of a rule; `None` where there is no rule of this name.
+    pub fn slo(&self, rule: &str) -> Option<Option<Duration>> {
+        self.0.rules.lock().expect("no holder of this lock panics").get(rule).copied()
     }
 
     pub fn lag(&self, seconds: f64) {

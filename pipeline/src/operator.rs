@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vrl::value::{ObjectMap, Value};
 
@@ -320,6 +321,11 @@ pub trait Operator: Send {
     /// How many alerts are in each state, for `tocsin_alerts{rule,state}`; empty for operators that are no rule.
     fn alerts(&self) -> Vec<(&'static str, usize)> {
         Vec::new()
+    }
+
+    /// Of a rule: within which time from a record's arrival whoever is to be told of it must be. `None`: nobody says.
+    fn slo(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -204,6 +204,9 @@ impl Append for FailingFile {
     }
 }
 
+/// A rule that the daemon of these tests has; its `slo` is two seconds.
+pub(crate) const RULE: &str = "watched";
+
 /// A sink that runs.
 pub(crate) struct Running {
     input: mpsc::Sender<Queued>,
@@ -234,7 +237,9 @@ impl Running {
     ) -> Result<Self, SinkError> {
         let health = Health::default();
         let name: Arc<str> = "out".into();
-        let metrics = Metrics::new().component(&name, "sink");
+        let all = Metrics::new();
+        all.rule(RULE, Some(Duration::from_secs(2)));
+        let metrics = all.component(&name, "sink");
         let clock = Arc::new(ManualClock::new(NOON));
         let stop = CancellationToken::new();
         let (sender, input) = mpsc::channel(64);

@@ -36,6 +36,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 /// | `outbox_journal` | a sink cannot write its journal: notifications go on leaving, and a crash may repeat some |
 /// | `outbox_full` | as many notifications wait as may: what comes is told in a digest |
 /// | `receiver_away` | a sink is told nothing but failures by a receiver: attempts are paused |
+/// | `alert_late` | a rule with an `slo` fires and a receiver was told later than that, or still is not; of the component that is the rule |
 /// | `ingest_journal` | a source cannot write its journal: its clients are not answered |
 /// | `buffer` | a buffer on disk cannot be written |
 /// | `source_stalled` | a source cannot read what it should |

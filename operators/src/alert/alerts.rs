@@ -781,6 +781,10 @@ impl Operator for Alerts {
     fn alerts(&self) -> Vec<(&'static str, usize)> {
         vec![("pending", self.pending), ("firing", self.firing)]
     }
+
+    fn slo(&self) -> Option<std::time::Duration> {
+        self.rule.slo
+    }
 }
 
 /// What the pieces of a snapshot say of the past of a rule and of its alerts.

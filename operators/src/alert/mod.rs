@@ -150,6 +150,9 @@ pub(crate) struct Config {
     /// How many alerts are known at a time, those that ended within a day included. Default 100000, at most 10000000.
     #[serde(default = "hundred_thousand")]
     max_alerts: usize,
+    /// Within which time from the arrival of the record that makes it fire each receiver must have accepted it. Where that takes longer, the
+    /// source `internal` tells `alert_late` of this rule. What it takes is measured in any case: `tocsin_alert_latency_seconds`.
+    slo: Option<Duration>,
     /// Whether the transition to pending is a record too. Default false: then sinks are not told of it.
     #[serde(default)]
     emit_pending: bool,
@@ -298,6 +301,9 @@ impl Config {
         }
         if !(1..=10_000_000).contains(&self.max_alerts) {
             problems.push(Problem::new("max_alerts", "must be from 1 to 10000000"));
+        }
+        if self.slo.is_some_and(|slo| slo.0.is_zero()) {
+            problems.push(Problem::new("slo", "must be longer than nothing"));
         }
         if self.resolve_after.is_some_and(|after| after.0.is_zero()) {
             problems.push(Problem::new("resolve_after", "must be longer than nothing"));
@@ -450,6 +456,7 @@ impl OperatorConfig for Config {
             context: self.context,
             history: self.history,
             max_alerts: self.max_alerts,
+            slo: self.slo.map(|slo| slo.0),
             emit_pending: self.emit_pending,
             tells_amended: context.connected.iter().any(|port| port == AMENDED),
         });

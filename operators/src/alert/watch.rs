@@ -63,6 +63,7 @@ pub(super) struct Rule {
     pub(super) context: usize,
     pub(super) history: usize,
     pub(super) max_alerts: usize,
+    pub(super) slo: Option<Span>,
     pub(super) emit_pending: bool,
     /// Whether somebody reads its amendments.
     pub(super) tells_amended: bool,

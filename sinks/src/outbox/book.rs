@@ -97,6 +97,11 @@ impl Book {
         }
     }
 
+    /// Whether a row of this name is to be delivered.
+    pub(super) fn is_waiting(&self, id: &str) -> bool {
+        self.queue.is_waiting(id)
+    }
+
     pub(super) fn next(&mut self, now: Timestamp) -> Next {
         self.queue.next(now)
     }

@@ -15,6 +15,7 @@ mod digest;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub(crate) mod journal;
+mod latency;
 mod queue;
 
 use std::collections::BTreeSet;
@@ -38,6 +39,7 @@ use book::{Answered, Book, Entered};
 pub(crate) use digest::Digest;
 use digest::Item;
 use journal::Journal;
+use latency::Latencies;
 pub(crate) use queue::{Answer, Row};
 use queue::{Limits, Next, Outcome, Overdue, Turn};
 
@@ -102,6 +104,7 @@ pub(crate) struct Outbox {
     journal: Option<Recorder>,
     /// The receivers that are left alone for a while.
     paused: BTreeSet<String>,
+    latencies: Latencies,
 }
 
 /// Where an alert's record says who it is.
@@ -172,7 +175,7 @@ impl Outbox {
                 Some(Recorder::start(journal))
             }
         };
-        let mut outbox = Self { settings, book, journal, paused: BTreeSet::new() };
+        let mut outbox = Self { settings, book, journal, paused: BTreeSet::new(), latencies: Latencies::default() };
         if outbox.book.has_passed_journal() {
             outbox.rewrite(context).await;
         }
@@ -193,6 +196,9 @@ impl Outbox {
                 self.overdue(&context).await;
             }
             let mut wait = self.mend(&context).await.map(|wait| wait.min(WAIT_MAX));
+            if let Some(late) = self.latencies.look(&context) {
+                wait = Some(wait.map_or(late, |wait| wait.min(late)).min(WAIT_MAX));
+            }
             while !is_stopping && attempts.len() < self.settings.concurrency {
                 let now = context.clock.now();
                 match self.book.next(now) {
@@ -252,6 +258,7 @@ impl Outbox {
         }
         // Who goes on makes attempts at once.
         context.health.clear(Trouble::ReceiverAway, &context.name);
+        self.latencies.close(&context);
         Ok(self.state())
     }
 
@@ -282,8 +289,12 @@ impl Outbox {
                 let item = |draft: &Row| Item::of(&batch.value(row), &draft.thread, batch.time(row));
                 let receiving = receiver.clone();
                 let draft = Draft { id, receiver, thread, payload };
+                let name = draft.id.clone();
                 let draft = row_of(draft, record.clone(), now, batch.arrival);
                 let entered = self.book.enter(draft, now, item);
+                if self.book.is_waiting(&name) {
+                    self.latencies.taken(name, &batch.value(row), batch.arrival, context);
+                }
                 is_accepted |= entered != Entered::Known;
                 if let Entered::Folded { is_first } = entered {
                     context.metrics.notification("digested");
@@ -359,6 +370,7 @@ impl Outbox {
                 }
                 context.metrics.notification("delivered");
                 context.metrics.latency(now.since(row.arrival).as_secs_f64());
+                self.latencies.delivered(id, now, context);
                 self.turned(&row.receiver, turn, &why, context);
             }
             Outcome::Retry { at } => {
@@ -369,6 +381,7 @@ impl Outbox {
                 return;
             }
             Outcome::Refused { row, why } => {
+                self.latencies.gone(id);
                 self.turned(&row.receiver, turn, &why, context);
                 Self::refused(row, &why, context).await;
             }
@@ -390,7 +403,10 @@ impl Outbox {
                     );
                     hand_on(&row, context).await;
                 }
-                Overdue::Refused { row, why } => Self::refused(row, &why, context).await,
+                Overdue::Refused { row, why } => {
+                    self.latencies.gone(&row.id);
+                    Self::refused(row, &why, context).await;
+                }
             }
         }
         if is_changed {

@@ -223,6 +223,11 @@ impl Queue {
         }
     }
 
+    /// Whether a row of this name is to be delivered.
+    pub(crate) fn is_waiting(&self, id: &str) -> bool {
+        self.names.contains_key(id)
+    }
+
     fn knows(&self, id: &str) -> bool {
         self.names.contains_key(id) || self.settled.contains(id)
     }

@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use tocsin_pipeline::sink::Sink;
 
 use super::*;
-use crate::conformance::{Call, Failing, Running, records};
+use crate::conformance::{Call, Failing, RULE, Running, records};
 
 /// A peer that notes what it is told and answers as it is set.
 #[derive(Default)]
@@ -327,4 +327,46 @@ async fn a_journal_that_cannot_be_written_is_told_and_mended_without_any_checkpo
     running.send(alert("a")).await;
     running.end().await.unwrap();
     assert_eq!(peer.told(), ["a"], "the journal knows it");
+}
+
+#[tokio::test]
+async fn a_rule_of_which_receivers_are_told_too_late_is_told_of_itself() {
+    use tocsin_pipeline::health::{State, Trouble};
+    use tocsin_pipeline::time::Clock as _;
+
+    let firing =
+        |id: &str, more: &str| records(&[&format!(r#"{{"alert":"{RULE}","state":"firing","id":"{id}"{more}}}"#)]);
+    let peer = Arc::<Peer>::default();
+    peer.is_silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    let running = start(&peer, None, None).await;
+    let (_, mut told) = running.health.listen();
+    running.send(firing("a", "")).await;
+    // Neither a repetition nor an end nor what is of no rule has a line that it could be late for.
+    running.send(firing("b", r#","reason":"repeat""#)).await;
+    running.send(records(&[&format!(r#"{{"alert":"{RULE}","state":"resolved","id":"c"}}"#)])).await;
+    running.send(records(&[r#"{"alert":"unheard of","state":"firing","id":"d"}"#])).await;
+    let state = running.state(1).await;
+    running.clock.set(running.clock.now().saturating_add(Duration::from_secs(3)));
+    let change = told.recv().await.unwrap();
+    assert_eq!((change.trouble, change.state, &*change.component), (Trouble::AlertLate, State::Raised, RULE));
+    assert!(change.message.ends_with("it still is not"), "{}", change.message);
+    // The attempts that are under way never end; those of the next run do.
+    running.stop.cancel();
+    running.end().await.unwrap();
+    assert_eq!(told.recv().await.unwrap().state, State::Cleared);
+    peer.is_silent.store(false, std::sync::atomic::Ordering::SeqCst);
+    *peer.answers.lock().unwrap() = vec![Answer::Delivered; 4];
+    let running = start(&peer, Some(state), None).await;
+    running.until(|metrics| metrics.notification_count("delivered") == 4).await;
+    let (_, mut told) = running.health.listen();
+    running.clock.set(running.clock.now().saturating_add(Duration::from_secs(3)));
+    running.send(firing("e", "")).await;
+    running.until(|metrics| metrics.alert_latency_count(RULE) == 1).await;
+    let change = told.recv().await.unwrap();
+    assert_eq!((change.trouble, change.state), (Trouble::AlertLate, State::Raised));
+    let mut in_time = firing("f", r#","reason":"first""#);
+    in_time.arrival = running.clock.now();
+    running.send(in_time).await;
+    assert_eq!(told.recv().await.unwrap().state, State::Cleared);
+    running.end().await.unwrap();
 }
