@@ -202,10 +202,10 @@ impl Resolver<'_> {
         let vertex = &self.vertices[at];
         let Some(port) = port else {
             if vertex.kind == Kind::Sink {
-                let ports = vertex.ports.iter().flatten().map(|port| format!("`{name}.{port}`"));
-                let ports = ports.collect::<Vec<_>>().join(" and ");
-                let but = if ports.is_empty() { String::new() } else { format!(" but {ports}") };
-                let message = format!("`{name}` is a sink: nothing comes out of it{but}");
+                let ports = vertex.ports.as_deref().unwrap_or_default().iter().map(String::as_str);
+                let ports = ports.chain(vertex.ports.is_none().then_some("rejected"));
+                let ports = ports.map(|port| format!("`{name}.{port}`")).collect::<Vec<_>>().join(" and ");
+                let message = format!("`{name}` is a sink: nothing comes out of it but {ports}");
                 self.problems.push(
                     Found::new(place, message).help("read what the sink reads, or its `rejected` for dead letters"),
                 );

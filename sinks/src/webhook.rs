@@ -259,15 +259,23 @@ fn json_bytes(record: &Value) -> Vec<u8> {
     text
 }
 
-/// An alert as Alertmanager sends it to webhooks; `None` for a record that is no alert.
+/// Says that an alert has not ended: the moment that Go's empty time stands for.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// An alert, or a notification of several, as Alertmanager sends it to webhooks; `None` for a record that is no alert.
 fn alertmanager(record: &Value, receiver: &str) -> Option<serde_json::Value> {
     let record: &ObjectMap = record.as_object()?;
+    if record.get("alerts").is_some_and(Value::is_array) && record.contains_key("group_key") {
+        return alertmanager_group(
+            &serde_json::from_slice(&json_bytes(&Value::Object(record.clone()))).ok()?,
+            receiver,
+        );
+    }
     let field = |name: &str| record.get(name).and_then(|value| serde_json::to_value(value).ok());
     let (rule, status, mut labels) = (field("alert")?, field("state")?, field("labels")?);
     labels.as_object_mut()?.insert("alertname".to_owned(), rule.clone());
     let annotations = field("annotations").unwrap_or_else(|| serde_json::json!({}));
-    // The moment that Go's empty time stands for says that an alert has not ended.
-    let ends_at = field("ends_at").filter(|end| end.is_string()).unwrap_or_else(|| "0001-01-01T00:00:00Z".into());
+    let ends_at = field("ends_at").filter(|end| end.is_string()).unwrap_or_else(|| NEVER.into());
     Some(serde_json::json!({
         "version": "4",
         "groupKey": format!("{{}}:{{alertname={rule}}}"),
@@ -290,6 +298,44 @@ fn alertmanager(record: &Value, receiver: &str) -> Option<serde_json::Value> {
     }))
 }
 
+/// A notification of a group as Alertmanager would send it.
+fn alertmanager_group(record: &serde_json::Value, receiver: &str) -> Option<serde_json::Value> {
+    use serde_json::json;
+    let alerts = record["alerts"].as_array()?;
+    let alert = |alert: &serde_json::Value| {
+        let mut labels = alert["labels"].as_object().cloned().unwrap_or_default();
+        labels.insert("alertname".to_owned(), alert["alert"].clone());
+        let ends_at = if alert["ends_at"].is_string() { alert["ends_at"].clone() } else { NEVER.into() };
+        json!({
+            "status": alert["state"],
+            "labels": labels,
+            "annotations": alert["annotations"],
+            "startsAt": alert["starts_at"],
+            "endsAt": ends_at,
+            "generatorURL": "",
+            "fingerprint": alert["fingerprint"],
+        })
+    };
+    let mut common = record["labels"].as_object().cloned().unwrap_or_default();
+    if let Some(first) = alerts.first()
+        && alerts.iter().all(|alert| alert["alert"] == first["alert"])
+    {
+        common.insert("alertname".to_owned(), first["alert"].clone());
+    }
+    Some(json!({
+        "version": "4",
+        "groupKey": record["group_key"],
+        "truncatedAlerts": record["more"].as_u64().unwrap_or(0),
+        "status": record["state"],
+        "receiver": receiver,
+        "groupLabels": record["group_labels"],
+        "commonLabels": common,
+        "commonAnnotations": record["annotations"],
+        "externalURL": "",
+        "alerts": alerts.iter().map(alert).collect::<Vec<_>>(),
+    }))
+}
+
 /// A digest as Alertmanager would send a group of which it left some out.
 fn alertmanager_digest(record: &serde_json::Value, receiver: &str) -> serde_json::Value {
     use serde_json::json;
@@ -307,7 +353,7 @@ fn alertmanager_digest(record: &serde_json::Value, receiver: &str) -> serde_json
             "labels": labels,
             "annotations": {},
             "startsAt": alert["time"],
-            "endsAt": if is_resolved { alert["time"].clone() } else { "0001-01-01T00:00:00Z".into() },
+            "endsAt": if is_resolved { alert["time"].clone() } else { NEVER.into() },
             "generatorURL": "",
             "fingerprint": alert["fingerprint"],
         })
@@ -391,6 +437,72 @@ mod tests {
         expect![[r#"{"alerts":[{"annotations":{"summary":"bad"},"endsAt":"0001-01-01T00:00:00Z","fingerprint":"f1","generatorURL":"","labels":{"alertname":"errors","host":"a"},"startsAt":"2026-11-20T12:00:00Z","status":"firing"}],"commonAnnotations":{"summary":"bad"},"commonLabels":{"alertname":"errors","host":"a"},"externalURL":"","groupKey":"{}:{alertname=\"errors\"}","groupLabels":{"alertname":"errors"},"receiver":"hook","status":"firing","truncatedAlerts":0,"version":"4"}"#]]
             .assert_eq(&alertmanager(&record, "hook").unwrap().to_string());
         assert_eq!(alertmanager(&json::parse_value(b"{}").unwrap(), "hook"), None);
+    }
+
+    #[test]
+    fn a_notification_of_several_alerts_is_told_as_alertmanager_would() {
+        let record = json::parse_value(crate::notice::tests::GROUP.as_bytes()).unwrap();
+        let told = serde_json::to_string_pretty(&alertmanager(&record, "hook").unwrap()).unwrap();
+        expect![[r#"
+            {
+              "alerts": [
+                {
+                  "annotations": {
+                    "summary": "bad"
+                  },
+                  "endsAt": "0001-01-01T00:00:00Z",
+                  "fingerprint": "f1",
+                  "generatorURL": "",
+                  "labels": {
+                    "alertname": "errors",
+                    "host": "a",
+                    "severity": "warning"
+                  },
+                  "startsAt": "2026-11-20T12:00:00Z",
+                  "status": "firing"
+                },
+                {
+                  "annotations": {},
+                  "endsAt": "0001-01-01T00:00:00Z",
+                  "fingerprint": "f2",
+                  "generatorURL": "",
+                  "labels": {
+                    "alertname": "errors",
+                    "host": "b",
+                    "severity": "warning"
+                  },
+                  "startsAt": "2026-11-20T12:01:00Z",
+                  "status": "firing"
+                },
+                {
+                  "annotations": {},
+                  "endsAt": "2026-11-20T12:02:00Z",
+                  "fingerprint": "f3",
+                  "generatorURL": "",
+                  "labels": {
+                    "alertname": "errors",
+                    "host": "c",
+                    "severity": "warning"
+                  },
+                  "startsAt": "2026-11-20T12:00:00Z",
+                  "status": "resolved"
+                }
+              ],
+              "commonAnnotations": {},
+              "commonLabels": {
+                "alertname": "errors",
+                "severity": "warning"
+              },
+              "externalURL": "",
+              "groupKey": "{}:{severity=\"warning\"}",
+              "groupLabels": {
+                "severity": "warning"
+              },
+              "receiver": "hook",
+              "status": "firing",
+              "truncatedAlerts": 4,
+              "version": "4"
+            }"#]].assert_eq(&told);
     }
 
     #[tokio::test]

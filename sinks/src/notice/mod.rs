@@ -270,9 +270,9 @@ fn alert_title(fields: &Fields<'_>, notice: &Notice) -> String {
     };
     title.push_str(&notice.name);
     // Why it comes is told where one may think that it was told before.
-    match &*fields.text("reason") {
-        reason @ ("repeat" | "escalated" | "summary") => title.push_str(&format!(" ({reason})")),
-        _ => {}
+    let reason = fields.text("reason");
+    if ["repeat", "escalated", "summary"].contains(&&*reason) {
+        title.push_str(&format!(" ({reason})"));
     }
     let labels = fields.texts("group_labels");
     match (notice.summary.is_empty(), labels.is_empty()) {
