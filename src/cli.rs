@@ -37,8 +37,12 @@ pub enum Command {
     ///
     /// Exit status as that of diff: 0 the same, 1 different, 2 trouble.
     Diff(DiffArguments),
-    /// Tell how a configuration is run: what is fused, pre-filtered, decoded, and what is guaranteed.
-    Explain(ConfigurationArguments),
+    /// Tell how a configuration is run, or why a rule told or did not tell somebody.
+    ///
+    /// With files alone: what is fused, pre-filtered, decoded, and what is guaranteed. With a rule, and a key if one of its alerts
+    /// is meant: the way of its records from the sources to the receivers, and the one cause, of the running daemon at
+    /// `daemon.admin` or else as of the newest checkpoint in `daemon.data_dir`.
+    Explain(ExplainArguments),
     /// Tell what becomes of state if the configuration is changed: kept, migrated, lost, new.
     ///
     /// Exit status 0, or 1 where `--no-state-loss` is given and something would be lost.
@@ -119,6 +123,28 @@ pub struct ConfigurationArguments {
     /// Override an option: `--set sinks.mail.smtp=smtp://localhost:2525`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArguments {
+    /// Configuration files, and folders of them; then a rule; then one of its keys: a value, or `name=value`.
+    #[arg(required = true, value_name = "FILES [RULE [KEY]]")]
+    pub words: Vec<String>,
+    /// Override an option: `--set daemon.admin=127.0.0.1:9990`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// As it was at this moment, as far as that is still known.
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// Look at this data directory; a daemon may be running on it.
+    #[arg(long, value_name = "DIR", conflicts_with = "admin")]
+    pub data_dir: Option<PathBuf>,
+    /// The daemon's admin address, instead of `daemon.admin`.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+    /// How it is told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -6,14 +6,13 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use tocsin_config::{Plan, Report, SystemEnvironment};
-use tocsin_pipeline::metrics::Metrics;
 
 use crate::catalog::CATALOG;
 use crate::cli::{
     Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, NotifyCommand, ReportFormat,
     RunArguments,
 };
-use crate::{audit, drawing, evidence, notify, plan, recover, reload, replay, run, starter, state, testing};
+use crate::{audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, starter, state, testing};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -27,10 +26,7 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Test(configuration) => test(&configuration),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Diff(arguments) => Ok(replay::diff(&arguments)),
-        Command::Explain(configuration) => {
-            let Some(plan) = checked(&configuration) else { return Ok(ExitCode::from(1)) };
-            print(&explain(&plan))
-        }
+        Command::Explain(arguments) => explain::explain(arguments),
         Command::Plan(arguments) => plan::plan(&arguments),
         Command::Reload(arguments) => reload::reload(&arguments),
         Command::State(arguments) => state::state(&arguments),
@@ -155,29 +151,6 @@ fn test(configuration: &ConfigurationArguments) -> anyhow::Result<ExitCode> {
     text.push_str(&format!("{} passed, {failed} failed\n", outcomes.len() - failed));
     print(&text)?;
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// The plan in words, and what is guaranteed between each source and sink.
-fn explain(plan: &Plan) -> String {
-    let mut text = tocsin_config::build::build(plan).into_tasks(&Metrics::new()).explain();
-    text.push_str("\nafter a crash\n");
-    for source in &plan.sources {
-        let from = match source.journal {
-            _ if source.options.is_replayable() => "read again from the last checkpoint",
-            Some(_) if plan.daemon.data_dir.is_some() && source.options.acknowledges() => {
-                "read again from its journal: nothing that was acknowledged is lost"
-            }
-            Some(_) if plan.daemon.data_dir.is_some() => {
-                "read again from its journal: what came in the last 5 ms or 64 KiB can be lost"
-            }
-            _ => "cannot be read again: what was not in a checkpoint is lost, or sent again by its client",
-        };
-        text.push_str(&format!("  {} ({}): {from}\n", source.name, source.type_name));
-    }
-    for sink in &plan.sinks {
-        text.push_str(&format!("  {} ({}): {}\n", sink.name, sink.type_name, sink.options.guarantee()));
-    }
-    text
 }
 
 /// The kinds of component, by kind.

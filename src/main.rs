@@ -9,6 +9,7 @@ mod commands;
 mod data_dir;
 mod drawing;
 mod evidence;
+mod explain;
 mod lanes;
 mod logging;
 mod notify;

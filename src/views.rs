@@ -66,6 +66,11 @@ impl Views {
             && self.lock().values().all(|view| view.status.is_ready.load(Ordering::Relaxed))
     }
 
+    /// All pipelines.
+    pub fn statuses(&self) -> Vec<Arc<Status>> {
+        self.lock().values().map(|view| Arc::clone(&view.status)).collect()
+    }
+
     /// Why not everything is read and written that should be; empty if it is.
     pub fn obstacles(&self) -> Vec<String> {
         let mut obstacles: Vec<_> =

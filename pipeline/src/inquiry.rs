@@ -35,6 +35,11 @@ impl Inquiries {
         receiver
     }
 
+    /// The operators that there are.
+    pub fn operators(&self) -> Vec<Arc<str>> {
+        self.doors.lock().expect("no holder of this lock panics").keys().cloned().collect()
+    }
+
     /// What an operator says; `None` where there is none of that name, or it cannot answer in time.
     pub async fn ask(&self, operator: &str, question: Json) -> Option<Json> {
         let (name, door) = {

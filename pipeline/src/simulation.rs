@@ -346,13 +346,13 @@ impl Simulation {
     fn run(&mut self, mut queue: VecDeque<Sent>) {
         while let Some(Sent { to, entry, content }) = queue.pop_front() {
             match (to, content) {
-                (TaskId::Stage(number), content) => {
-                    let stage = &mut self.tasks.stages[number];
-                    let (node, number) = stage.entries[entry];
+                (TaskId::Stage(index), content) => {
+                    let stage = &mut self.tasks.stages[index];
+                    let (node, input) = stage.entries[entry];
                     let mut passage = Passage::of(&stage.chain);
-                    let delivered = stage.chain.deliver(node, number, content, &mut passage);
+                    let delivered = stage.chain.deliver(node, input, content, &mut passage);
                     delivered.unwrap_or_else(|panicked| panicked.resume());
-                    passage.settle(self.book(TaskId::Stage(number)));
+                    passage.settle(self.book(TaskId::Stage(index)));
                     queue.extend(passage.sent);
                 }
                 (TaskId::Sink(sink), Content::Batch(batch)) => {

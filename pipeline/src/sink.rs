@@ -1,8 +1,10 @@
 //! The contract of sinks: async, thin, answering for every record.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -237,20 +239,76 @@ pub enum DeliveryOutcome {
     Refused(String),
 }
 
-/// Tells whoever wants to hear it how attempts go; usually nobody does.
+/// Tells whoever wants to hear it how attempts go.
 #[derive(Clone, Debug, Default)]
-pub struct Deliveries(Option<mpsc::Sender<Delivery>>);
+pub struct Deliveries(Option<Listener>);
+
+#[derive(Clone)]
+enum Listener {
+    Channel(mpsc::Sender<Delivery>),
+    Log { log: DeliveryLog, sink: Arc<str>, clock: Arc<dyn Clock> },
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Channel(_) => "Channel",
+            Self::Log { .. } => "Log",
+        })
+    }
+}
 
 impl Deliveries {
     pub fn to(listener: mpsc::Sender<Delivery>) -> Self {
-        Self(Some(listener))
+        Self(Some(Listener::Channel(listener)))
+    }
+
+    /// What the sink of that name tells stands in a log.
+    pub fn logged(log: DeliveryLog, sink: Arc<str>, clock: Arc<dyn Clock>) -> Self {
+        Self(Some(Listener::Log { log, sink, clock }))
     }
 
     /// A listener who is too slow misses some.
     pub fn tell(&self, delivery: impl FnOnce() -> Delivery) {
-        if let Some(listener) = &self.0 {
-            let _ = listener.try_send(delivery());
+        match &self.0 {
+            None => {}
+            Some(Listener::Channel(listener)) => drop(listener.try_send(delivery())),
+            Some(Listener::Log { log, sink, clock }) => log.push(Arc::clone(sink), clock.now(), delivery()),
         }
+    }
+}
+
+/// How the last attempts of all sinks of a pipeline went; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryLog(Arc<Mutex<VecDeque<(Arc<str>, Timestamp, Delivery)>>>);
+
+/// How many attempts a log holds.
+const LOGGED_MAX: usize = 1000;
+
+impl DeliveryLog {
+    fn push(&self, sink: Arc<str>, at: Timestamp, delivery: Delivery) {
+        let mut log = self.0.lock().expect("no holder of this lock panics");
+        log.push_back((sink, at, delivery));
+        if log.len() > LOGGED_MAX {
+            log.pop_front();
+        }
+    }
+
+    /// The last attempts, as `{"sink", "at", "id", "receiver", "outcome", "why"}`, the newest first.
+    pub fn newest(&self) -> Vec<serde_json::Value> {
+        let log = self.0.lock().expect("no holder of this lock panics");
+        let told = log.iter().rev().map(|(sink, at, delivery)| {
+            let (outcome, why) = match &delivery.outcome {
+                DeliveryOutcome::Delivered => ("delivered", None),
+                DeliveryOutcome::Again(why) => ("again", Some(why)),
+                DeliveryOutcome::Refused(why) => ("refused", Some(why)),
+            };
+            let (id, receiver) = (&delivery.id, &delivery.receiver);
+            serde_json::json!({
+                "sink": **sink, "at": at.to_string(), "id": id, "receiver": receiver, "outcome": outcome, "why": why,
+            })
+        });
+        told.collect()
     }
 }
 

@@ -502,7 +502,8 @@ mod tests {
               "status": "firing",
               "truncatedAlerts": 4,
               "version": "4"
-            }"#]].assert_eq(&told);
+            }"#]]
+        .assert_eq(&told);
     }
 
     #[tokio::test]

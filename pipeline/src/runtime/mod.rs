@@ -41,7 +41,7 @@ use crate::inquiry::Inquiries;
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::poison::{Guard, Held, Panicked};
-use crate::sink::Answer;
+use crate::sink::{Answer, DeliveryLog};
 use crate::source::Gone;
 use crate::store::{Lock, Storage};
 use crate::time::Clock;
@@ -101,6 +101,8 @@ pub struct Status {
     pub audit: Mutex<Option<Arc<Audit>>>,
     /// Where its operators are asked.
     pub inquiries: Inquiries,
+    /// How its sinks' attempts to tell somebody went.
+    pub deliveries: DeliveryLog,
 }
 
 /// Why a pipeline could not start or go on.

@@ -158,7 +158,11 @@ impl Runner<'_> {
                 stop: self.drain.clone(),
                 input: Inputs::new(input, metrics.clone()),
                 rejected: Rejected::new(letters_sender, connected, Arc::clone(&name), metrics, &till),
-                deliveries: Deliveries::default(),
+                deliveries: Deliveries::logged(
+                    self.settings.status.deliveries.clone(),
+                    Arc::clone(&name),
+                    Arc::clone(&self.settings.clock),
+                ),
             };
             if let Some(buffer) = &mut buffer {
                 buffer.state.clone_from(&context.restored);

@@ -1,0 +1,467 @@
+//! Why a rule told somebody or did not: the way of its records from the sources to the receivers, and the one place where it ends. Pure.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::bail;
+use serde_json::{Value as Json, json};
+use tocsin_config::Plan;
+use tocsin_config::plan::{ComponentId, Edge};
+use tocsin_pipeline::ledger::Account;
+use tocsin_pipeline::time::Timestamp;
+
+use super::Standing;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Answer {
+    rule: String,
+    key: Option<String>,
+    /// The one cause, as a word.
+    pub cause: &'static str,
+    /// The same as a sentence.
+    told: String,
+    /// What was seen on the way, in its order.
+    facts: Vec<String>,
+    source: String,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        let key = self.key.as_ref().map_or(String::new(), |key| format!(" for {key}"));
+        let mut text = format!("{}{key}: {}\n  because {}\n\n", self.rule, self.cause.replace('_', " "), self.told);
+        for fact in &self.facts {
+            writeln!(text, "  {fact}").expect("writing to a string");
+        }
+        writeln!(text, "\n(as of {})", self.source).expect("writing to a string");
+        text
+    }
+
+    pub fn json(&self) -> Json {
+        json!({
+            "rule": self.rule, "key": self.key, "cause": self.cause, "because": self.told, "facts": self.facts,
+            "source": self.source,
+        })
+    }
+}
+
+/// The place where the way ends.
+type Cause = (&'static str, String);
+
+/// Looks for the cause. `key` is a value of a label or of a key, or `name=value`; `at`: as it was then.
+///
+/// # Errors
+/// When there is no such rule.
+pub fn why(
+    plan: &Plan,
+    standing: &Standing,
+    rule: &str,
+    key: Option<&str>,
+    at: Option<Timestamp>,
+) -> anyhow::Result<Answer> {
+    let rules = || plan.operators.iter().filter(|operator| operator.type_name == "alert");
+    let Some(number) = plan.operators.iter().position(|it| *it.name == *rule && it.type_name == "alert") else {
+        let names: Vec<_> = rules().map(|rule| &*rule.name).collect();
+        bail!("there is no rule `{rule}`; the rules are: {}", names.join(", "));
+    };
+    let mut inquiry = Inquiry { plan, standing, rule, key, facts: Vec::new() };
+    let (cause, told) = match at {
+        Some(at) => inquiry.at(at),
+        None => inquiry.now(ComponentId::Operator(number)),
+    };
+    let (rule, key, source) = (rule.to_owned(), key.map(str::to_owned), standing.source.clone());
+    Ok(Answer { rule, key, cause, told, facts: inquiry.facts, source })
+}
+
+struct Inquiry<'a> {
+    plan: &'a Plan,
+    standing: &'a Standing,
+    rule: &'a str,
+    key: Option<&'a str>,
+    facts: Vec<String>,
+}
+
+impl Inquiry<'_> {
+    fn fact(&mut self, text: impl Into<String>) {
+        self.facts.push(text.into());
+    }
+
+    fn now(&mut self, rule: ComponentId) -> Cause {
+        if let Some(cause) = self.upstream(rule) {
+            // What has fired before is told of all the same.
+            if self.alert().is_none() {
+                return cause;
+            }
+        }
+        let Some(alert) = self.alert() else { return self.not_active(rule) };
+        let text = |name: &str| alert[name].as_str().unwrap_or("?").to_owned();
+        let label = names(&alert["labels"]);
+        match alert["phase"].as_str() {
+            Some("pending") => {
+                let told = format!(
+                    "the condition has held since {} and must hold until {} (`for`)",
+                    text("since"),
+                    text("fires_at")
+                );
+                self.fact(format!(
+                    "rule {}: {label} is pending since {}, values {}",
+                    self.rule,
+                    text("since"),
+                    alert["values"]
+                ));
+                ("pending", told)
+            }
+            Some("firing") => {
+                let flaps = if alert["flapping"] == true { ", flapping" } else { "" };
+                self.fact(format!(
+                    "rule {}: {label} fires since {}{flaps}, values {}",
+                    self.rule,
+                    text("started"),
+                    alert["values"]
+                ));
+                self.downstream(rule, &alert)
+            }
+            _ => self.not_active(rule),
+        }
+    }
+
+    /// The alert that is asked for: the first that fires, else the first that is pending.
+    fn alert(&self) -> Option<Json> {
+        let alerts = self.standing.views.get(self.rule)?["alerts"].as_array()?;
+        let asked = |alert: &&Json| self.is_asked(&alert["labels"]) || self.is_asked(&alert["key"]);
+        let in_phase = |phase: &str| alerts.iter().filter(asked).find(|alert| alert["phase"] == phase).cloned();
+        in_phase("firing").or_else(|| in_phase("pending"))
+    }
+
+    fn is_asked(&self, texts: &Json) -> bool {
+        let Some(key) = self.key else { return true };
+        let texts = texts.as_object().into_iter().flatten();
+        let mut texts =
+            texts.map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
+        match key.split_once('=') {
+            Some((name, value)) => texts.any(|(known, text)| known == name && text == value),
+            None => texts.any(|(_, text)| text == key),
+        }
+    }
+
+    fn account(&self, component: ComponentId) -> Account {
+        self.standing.ledger.components.get(&**self.plan.name(component)).cloned().unwrap_or_default()
+    }
+
+    fn edges_to(&self, to: ComponentId) -> impl Iterator<Item = &Edge> {
+        self.plan.edges.iter().filter(move |edge| edge.to == to)
+    }
+
+    /// All that leads to a component, sources first.
+    fn ancestors(&self, of: ComponentId) -> Vec<ComponentId> {
+        let mut found = BTreeSet::new();
+        let mut todo = vec![of];
+        while let Some(at) = todo.pop() {
+            for edge in self.edges_to(at) {
+                if found.insert(edge.from.component) {
+                    todo.push(edge.from.component);
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// Where records end before they come to the rule, if none comes.
+    fn upstream(&mut self, rule: ComponentId) -> Option<Cause> {
+        let ancestors = self.ancestors(rule);
+        let mut cause = None;
+        let is_source = |it: &&ComponentId| matches!(it, ComponentId::Source(_));
+        let sources: Vec<_> = ancestors.iter().filter(is_source).copied().collect();
+        for source in &sources {
+            let (name, account) = (self.plan.name(*source).clone(), self.account(*source));
+            let undecodable = account.dropped.get("undecodable").copied().unwrap_or(0) + handed(&account, "rejected");
+            self.fact(format!("source {name}: {} records read, {undecodable} not readable", account.received));
+        }
+        let accounts: Vec<_> = sources.iter().map(|source| self.account(*source)).collect();
+        if accounts.iter().all(|account| account.received == 0) {
+            let names: Vec<_> = sources.iter().map(|source| self.plan.name(*source).to_string()).collect();
+            return Some(("no_records", format!("no record has been read from {}", names.join(", "))));
+        }
+        if accounts.iter().all(|account| handed(account, "") == 0) {
+            return Some(("undecodable", "the codec could read none of the records that came".to_owned()));
+        }
+        let is_operator = |it: &&ComponentId| matches!(it, ComponentId::Operator(_));
+        for operator in ancestors.iter().filter(is_operator).copied() {
+            let ComponentId::Operator(number) = operator else { continue };
+            let (name, account) = (self.plan.name(operator).clone(), self.account(operator));
+            let type_name = self.plan.operators[number].type_name;
+            let dropped: Vec<_> = account.dropped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            let passed: u64 = account.handed.values().sum();
+            let dropped = if dropped.is_empty() { String::new() } else { format!(" ({})", dropped.join(", ")) };
+            self.fact(format!("{type_name} {name}: {} records came, {passed} went on{dropped}", account.received));
+            if cause.is_none() && account.received > 0 && passed == 0 {
+                cause = match type_name {
+                    "window" if account.dropped.get("late").is_some_and(|late| *late == account.received) => {
+                        Some(("late", format!("all records came to `{name}` after their windows had closed")))
+                    }
+                    // It is looked at with the rule: what is open may be about to tell.
+                    "window" => None,
+                    _ => Some(("filtered", format!("`{name}` let none of {} records through", account.received))),
+                };
+            }
+        }
+        cause
+    }
+
+    /// Why no alert of the rule is active.
+    fn not_active(&mut self, rule: ComponentId) -> Cause {
+        let view = self.standing.views.get(self.rule).cloned().unwrap_or(Json::Null);
+        if let Some((name, window)) = self.open_window(rule) {
+            let closes_at = window["closes_at"].as_str().unwrap_or("?").to_owned();
+            let records = window["records"].as_array().cloned().unwrap_or_default();
+            let values: Vec<_> = records.iter().take(3).map(values).collect();
+            self.fact(format!("window {name}: open until {closes_at}, so far {}", values.join(" · ")));
+        }
+        if let Some(told) =
+            view["told"].as_array().and_then(|told| told.iter().find(|told| self.is_asked(&told["labels"])))
+            && told["state"] == "resolved"
+        {
+            let ended = told["ends_at"].as_str().unwrap_or("?");
+            self.fact(format!("rule {}: {} was over at {ended}", self.rule, names(&told["labels"])));
+            return ("resolved", format!("it fired until {ended}, and nothing has made it fire since"));
+        }
+        let account = self.account(rule);
+        self.fact(format!("rule {}: {} records judged", self.rule, account.received));
+        if let Some((name, window)) = self.open_window(rule).filter(|_| account.received == 0) {
+            let closes_at = window["closes_at"].as_str().unwrap_or("?");
+            let told =
+                format!("the first window of `{name}` closes when event time comes to {closes_at}, and has not yet");
+            return ("window_open", told);
+        }
+        if account.received == 0 {
+            return ("nothing_to_judge", "no record has come to the rule".to_owned());
+        }
+        let of_key = if self.key.is_some() { " of this key" } else { "" };
+        (
+            "condition_false",
+            format!("the condition was true of no record{of_key}, or has ceased to be while it was pending"),
+        )
+    }
+
+    /// The window that the rule reads and that is open for the key.
+    fn open_window(&self, rule: ComponentId) -> Option<(String, Json)> {
+        self.edges_to(rule).find_map(|edge| {
+            let name = self.plan.name(edge.from.component).to_string();
+            let open = self.standing.views.get(&name)?["open"].as_array()?;
+            let window = open.iter().find(|window| {
+                window["records"].as_array().is_some_and(|records| records.iter().any(|record| self.is_asked(record)))
+            });
+            Some((name, window?.clone()))
+        })
+    }
+
+    /// What became of an alert that fires: of all its readers the one that got furthest.
+    fn downstream(&mut self, rule: ComponentId, alert: &Json) -> Cause {
+        let readers: BTreeSet<_> = self
+            .plan
+            .edges
+            .iter()
+            .filter(|edge| edge.from.component == rule && edge.from.port == 0)
+            .map(|edge| edge.to)
+            .collect();
+        if readers.is_empty() {
+            return ("nobody_reads", "no `notify` and no sink reads the rule".to_owned());
+        }
+        let id = self.standing.views.get(self.rule).and_then(|view| {
+            let told = view["told"].as_array()?.iter().find(|told| told["labels"] == alert["labels"])?;
+            told["id"].as_str().map(str::to_owned)
+        });
+        let mut causes = Vec::new();
+        for reader in readers {
+            match reader {
+                ComponentId::Operator(number) if self.plan.operators[number].type_name == "notify" => {
+                    causes.extend(self.notify(reader, alert));
+                }
+                ComponentId::Sink(_) => causes.extend(id.as_deref().map(|id| self.delivery(reader, id))),
+                ComponentId::Operator(_) | ComponentId::Source(_) => {}
+            }
+        }
+        // Delivered to one, and silenced for another: it was told, so that is the answer.
+        let order = |(cause, _): &Cause| ORDER.iter().position(|known| known == cause).unwrap_or(ORDER.len());
+        causes.sort_by_key(order);
+        causes.into_iter().next().unwrap_or_else(|| {
+            ("on_its_way", "it fires, and what is told of it has not come to those who read the rule".to_owned())
+        })
+    }
+
+    /// What a `notify` says of an alert, for each of its receivers.
+    fn notify(&mut self, notify: ComponentId, alert: &Json) -> Vec<Cause> {
+        let name = self.plan.name(notify).to_string();
+        let view = self.standing.views.get(&name).cloned().unwrap_or(Json::Null);
+        let known = view["alerts"].as_array().into_iter().flatten();
+        let Some(known) = known
+            .into_iter()
+            .find(|known| known["record"]["labels"] == alert["labels"] && known["record"]["alert"] == self.rule)
+        else {
+            self.fact(format!("notify {name}: knows nothing of it"));
+            return Vec::new();
+        };
+        let mut causes = Vec::new();
+        for verdict in known["receivers"].as_array().into_iter().flatten() {
+            let (cause, told) = of_verdict(verdict);
+            let receiver = verdict["receiver"].as_str().unwrap_or("?").to_owned();
+            self.fact(format!("notify {name}, receiver {receiver}: {told}"));
+            let id = verdict["id"].as_str().or_else(|| verdict["notified"].as_str());
+            match id {
+                Some(id) if cause == "notified" => {
+                    let sinks: Vec<_> = self.sinks_of(notify, &receiver);
+                    if sinks.is_empty() {
+                        causes.push(("nobody_reads", format!("no sink reads the receiver `{receiver}` of `{name}`")));
+                    }
+                    for sink in sinks {
+                        causes.push(self.delivery(sink, id));
+                    }
+                }
+                _ => causes.push((cause, told)),
+            }
+        }
+        causes
+    }
+
+    /// The sinks that read a receiver.
+    fn sinks_of(&self, notify: ComponentId, receiver: &str) -> Vec<ComponentId> {
+        let ComponentId::Operator(number) = notify else { return Vec::new() };
+        let ports = self.plan.operators[number].options.ports();
+        let port = ports.iter().position(|port| port == receiver).map_or(0, |at| at + 1);
+        let edges = self.plan.edges.iter();
+        edges.filter(|edge| edge.from.component == notify && edge.from.port == port).map(|edge| edge.to).collect()
+    }
+
+    /// How the attempts to deliver went.
+    fn delivery(&mut self, sink: ComponentId, id: &str) -> Cause {
+        let name = self.plan.name(sink).to_string();
+        let Some(deliveries) = &self.standing.deliveries else {
+            self.fact(format!("sink {name}: how deliveries went is known to the running daemon alone"));
+            return ("notified", format!("it was handed to `{name}`"));
+        };
+        let last = deliveries.iter().find(|delivery| {
+            delivery["sink"] == *name && delivery["id"].as_str().is_some_and(|known| known.contains(id))
+        });
+        let Some(last) = last else {
+            self.fact(format!("sink {name}: no attempt yet"));
+            return ("notified", format!("it was handed to `{name}`, which has not told how that went"));
+        };
+        let (at, why) = (last["at"].as_str().unwrap_or("?"), last["why"].as_str().unwrap_or("?"));
+        let (cause, told) = match last["outcome"].as_str() {
+            Some("delivered") => ("delivered", format!("`{name}` delivered it at {at}")),
+            Some("again") => {
+                ("delivery_fails", format!("`{name}` could not deliver it at {at} and tries again: {why}"))
+            }
+            _ => ("refused", format!("the receiver of `{name}` refused it for good at {at}: {why}")),
+        };
+        self.fact(format!("sink {name}: {told}"));
+        (cause, told)
+    }
+
+    /// What was so at a moment, from what was told before it.
+    fn at(&mut self, at: Timestamp) -> Cause {
+        let view = self.standing.views.get(self.rule).cloned().unwrap_or(Json::Null);
+        let moment = |record: &Json, name: &str| Timestamp::parse_rfc3339(record[name].as_str()?.as_bytes());
+        let time_of = |told: &Json| moment(told, if told["state"] == "resolved" { "ends_at" } else { "starts_at" });
+        let told: Vec<_> = view["told"].as_array().cloned().unwrap_or_default();
+        let told = told.iter().filter(|told| self.is_asked(&told["labels"]));
+        let last = told.filter(|told| time_of(told).is_some_and(|time| time <= at)).max_by_key(|told| time_of(told));
+        let Some(last) = last.cloned() else {
+            let told = format!("of what is still known, nothing was told of it before {at}");
+            return ("nothing_told", told);
+        };
+        let label = names(&last["labels"]);
+        let since = time_of(&last).map_or(String::new(), |time| time.to_string());
+        let state = last["state"].as_str().unwrap_or("?").to_owned();
+        self.fact(format!("rule {}: {label} was {state} since {since}, values {}", self.rule, last["values"]));
+        if state == "resolved" {
+            return ("resolved", format!("it was over at {since}"));
+        }
+        let fingerprint = last["fingerprint"].as_str().unwrap_or_default();
+        let notifications = self.standing.views.values().filter_map(|view| view["notifications"].as_array()).flatten();
+        let is_of_it = |brief: &&Json| {
+            brief["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(|alert| alert == fingerprint))
+                && moment(brief, "time").is_some_and(|time| time <= at)
+        };
+        let brief = notifications.filter(is_of_it).max_by_key(|brief| moment(brief, "time")).cloned();
+        match brief {
+            Some(brief) => {
+                let text = |name: &str| brief[name].as_str().unwrap_or("?").to_owned();
+                let told = format!("{} was told at {} ({})", text("receiver"), text("time"), text("reason"));
+                self.fact(format!("notification {}: {told}", text("id")));
+                (if text("outcome") == "digest" { "over_budget" } else { "notified" }, told)
+            }
+            None => {
+                ("firing", format!("it fired since {since}, and of what is still known no notification told of it"))
+            }
+        }
+    }
+}
+
+/// The furthest first.
+const ORDER: [&str; 16] = [
+    "delivered",
+    "notified",
+    "delivery_fails",
+    "refused",
+    "acknowledged",
+    "digested",
+    "over_budget",
+    "group_wait",
+    "group_interval",
+    "muted",
+    "silenced",
+    "inhibited",
+    "nobody_reads",
+    "on_its_way",
+    "pending",
+    "condition_false",
+];
+
+/// The cause of a verdict of `notify`, in words.
+fn of_verdict(verdict: &Json) -> Cause {
+    let text = |name: &str| verdict[name].as_str().unwrap_or("an unknown time").to_owned();
+    let list = |name: &str| {
+        let texts = verdict[name].as_array().into_iter().flatten().filter_map(Json::as_str);
+        texts.collect::<Vec<_>>().join(", ")
+    };
+    match verdict["cause"].as_str() {
+        Some("silenced") => ("silenced", format!("the silence {} mutes it", list("silences"))),
+        Some("inhibited") => ("inhibited", format!("the alert {} inhibits it", text("by"))),
+        Some("muted") => {
+            ("muted", format!("the interval {} mutes its route until {}", text("interval"), text("until")))
+        }
+        Some("group_wait") => ("group_wait", format!("its group waits for more alerts until {}", text("until"))),
+        Some("group_interval") => {
+            ("group_interval", format!("its group was told before and is again at {}", text("until")))
+        }
+        Some("over_budget") => {
+            ("over_budget", format!("the budget is spent; a digest tells of it at {}", text("digest_at")))
+        }
+        Some("digested") => ("digested", "a digest told of it".to_owned()),
+        Some("acknowledged") => ("acknowledged", format!("{} takes care of it", text("by"))),
+        Some("notified") => {
+            ("notified", format!("told at {}, and again at {} if nothing changes", text("at"), text("repeats_at")))
+        }
+        _ => ("on_its_way", "nothing is known of it".to_owned()),
+    }
+}
+
+fn handed(account: &Account, port: &str) -> u64 {
+    account.handed.get(port).copied().unwrap_or(0)
+}
+
+/// Labels or keys in words.
+fn names(texts: &Json) -> String {
+    let texts = texts.as_object().into_iter().flatten();
+    let texts: Vec<_> = texts
+        .map(|(name, value)| format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect();
+    if texts.is_empty() { "the alert".to_owned() } else { texts.join(" ") }
+}
+
+/// A window's record in words.
+fn values(record: &Json) -> String {
+    let fields = record.as_object().into_iter().flatten().filter(|(name, _)| !name.starts_with("window_"));
+    fields.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
+}
