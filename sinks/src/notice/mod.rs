@@ -274,7 +274,7 @@ fn alert_title(fields: &Fields<'_>, notice: &Notice) -> String {
     if ["repeat", "escalated", "summary"].contains(&&*reason) {
         title.push_str(&format!(" ({reason})"));
     }
-    let labels = fields.texts("group_labels");
+    let labels = fields.texts(if fields.has("group_labels") { "group_labels" } else { "labels" });
     match (notice.summary.is_empty(), labels.is_empty()) {
         (false, _) => title.push_str(&format!(": {}", notice.summary)),
         (true, false) => title.push_str(&format!(": {}", pairs(&labels))),
@@ -414,6 +414,11 @@ pub(crate) mod tests {
                 -> runbook https://example.org/r?a=1&b=2
             "#]],
         );
+        check(r#"{"alert":"disk","state":"firing","labels":{"host":"a"}}"#, expect![[r#"
+            Firing Error 71b20ca76f8295d564383e0f01a33678
+            [FIRING] disk: host=a
+            host=a
+        "#]]);
         check(
             RESOLVED,
             expect![[r#"

@@ -49,9 +49,10 @@ pub(super) struct Answered {
 /// A queue whose changes are written down.
 pub(super) struct Book {
     queue: Queue,
-    /// At most as many as rows may wait: where checkpoints fail, the oldest are let go.
+    /// At most as many as rows may wait, and as many bytes: where checkpoints fail, the oldest are let go.
     handed: VecDeque<Handed>,
-    handed_max: usize,
+    handed_bytes: usize,
+    limits: Limits,
     /// The threads, by receiver, of which something was handed on, and not yet their end.
     elsewhere: BTreeSet<(String, String)>,
     /// What is to be written to the journal before anything leaves; `None` where there is no journal.
@@ -69,7 +70,8 @@ impl Book {
         Self {
             queue: Queue::new(limits),
             handed: VecDeque::new(),
-            handed_max: limits.rows,
+            handed_bytes: 0,
+            limits,
             elsewhere: BTreeSet::new(),
             frames: has_journal.then(Vec::new),
             is_changed: true,
@@ -140,11 +142,10 @@ impl Book {
         if self.frames.is_none() {
             return;
         }
+        self.handed_bytes += row.bytes();
         self.handed.push_back(Handed { row: row.clone(), epoch: None });
-        if self.handed.len() > self.handed_max
-            && let Some(oldest) = self.handed.pop_front()
-        {
-            self.note(|| Entry::Settled(oldest.row.id));
+        while self.handed.len() > self.limits.rows || self.handed_bytes > self.limits.bytes {
+            self.let_go();
         }
     }
 
@@ -166,9 +167,14 @@ impl Book {
     pub(super) fn committed(&mut self, epoch: u64) {
         let is_kept = |of: u64| of.saturating_add(2) > epoch;
         while self.handed.front().is_some_and(|handed| handed.epoch.is_some_and(|of| !is_kept(of))) {
-            if let Some(handed) = self.handed.pop_front() {
-                self.note(|| Entry::Settled(handed.row.id));
-            }
+            self.let_go();
+        }
+    }
+
+    fn let_go(&mut self) {
+        if let Some(Handed { row, .. }) = self.handed.pop_front() {
+            self.handed_bytes -= row.bytes();
+            self.note(|| Entry::Settled(row.id));
         }
     }
 

@@ -54,7 +54,7 @@ impl Row {
         !self.record.is_empty() || self.is_handed_on
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.payload.len() + self.record.len() + self.thread.len()
     }
 }
@@ -153,6 +153,8 @@ struct Receiver {
     waiting: BTreeSet<(Timestamp, u64)>,
     /// Those of them that nobody else was told of yet, where somebody is to be after a while.
     unhanded: BTreeSet<(Timestamp, u64)>,
+    /// Those of these that have failed before.
+    failing: BTreeSet<(Timestamp, u64)>,
     /// Those that may be sent, by the moment from which they may.
     ready: BTreeSet<(Timestamp, u64)>,
     breaker: Breaker,
@@ -241,6 +243,9 @@ impl Queue {
         receiver.waiting.insert((row.created, sequence));
         if self.limits.fallback_after.is_some() && !row.is_handed_on && !row.record.is_empty() {
             receiver.unhanded.insert((row.created, sequence));
+            if row.attempts > 0 {
+                receiver.failing.insert((row.created, sequence));
+            }
         }
         for thread in row.threads() {
             self.threads.entry(thread).or_default().push_back(sequence);
@@ -399,6 +404,9 @@ impl Queue {
         row.next = now.saturating_add(wait).min(end);
         let at = row.next;
         receiver.ready.insert((at, sequence));
+        if receiver.unhanded.contains(&(row.created, sequence)) {
+            receiver.failing.insert((row.created, sequence));
+        }
         (Outcome::Retry { at }, turn)
     }
 
@@ -407,7 +415,7 @@ impl Queue {
     /// Rows of a receiver that is left alone are not attempted first: one attempt each would take them very long to be given up.
     /// Of others, only rows are looked at that have failed before: what waits for its turn has not failed.
     pub(crate) fn overdue(&mut self, now: Timestamp) -> Option<Overdue> {
-        let (limits, rows, in_flight) = (&self.limits, &self.rows, &self.in_flight);
+        let (limits, in_flight) = (&self.limits, &self.in_flight);
         let mut hand_on = None;
         let given_up = self.receivers.values_mut().find_map(|receiver| {
             let why = receiver.breaker.why();
@@ -416,10 +424,11 @@ impl Queue {
                 return Some((*sequence, why.to_owned()));
             }
             if let (Some(after), None) = (limits.fallback_after, &hand_on) {
-                let mut aged = receiver.unhanded.iter().take_while(|(created, _)| created.saturating_add(after) <= now);
-                let failing = |(_, sequence): &&(Timestamp, u64)| why.is_some() || rows[sequence].attempts > 0;
-                if let Some(place) = aged.find(failing).copied() {
+                let all = if why.is_some() { &receiver.unhanded } else { &receiver.failing };
+                let oldest = all.first().copied();
+                if let Some(place) = oldest.filter(|(created, _)| created.saturating_add(after) <= now) {
                     receiver.unhanded.remove(&place);
+                    receiver.failing.remove(&place);
                     hand_on = Some(place.1);
                 }
             }
@@ -451,6 +460,7 @@ impl Queue {
             receiver.ready.remove(&(row.next, sequence));
             receiver.waiting.remove(&(row.created, sequence));
             receiver.unhanded.remove(&(row.created, sequence));
+            receiver.failing.remove(&(row.created, sequence));
             if receiver.waiting.is_empty() && receiver.breaker.is_at_rest() {
                 self.receivers.remove(&row.receiver);
             }
