@@ -8,7 +8,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use schemars::JsonSchema;
@@ -210,31 +209,51 @@ impl Runner {
             }
             std::future::pending::<()>().await;
         };
-        let mut said = Vec::new();
-        let status = {
-            let read = read(stderr, &mut said);
-            tokio::pin!(read);
-            let status = tokio::select! {
-                status = group.wait() => status?,
-                () = write => unreachable!("it never ends"),
-                () = &mut read => unreachable!("it never ends"),
-            };
-            // What it said last may still be in the pipe, which others may hold open.
-            let _ = read.now_or_never();
-            status
+        let mut said = Said { stderr, text: Vec::new() };
+        let status = tokio::select! {
+            status = group.wait() => status?,
+            () = write => unreachable!("it never ends"),
+            () = said.listen() => unreachable!("it never ends"),
         };
-        Ok((status, said))
+        Ok((status, said.whole()))
     }
 }
 
-/// Reads to the end and keeps the beginning. Never ends itself.
-async fn read(stderr: Option<pipe::Receiver>, said: &mut Vec<u8>) {
-    let Some(mut stderr) = stderr else { return std::future::pending().await };
-    let mut piece = [0; 4096];
-    while let Ok(length @ 1..) = stderr.read(&mut piece).await {
-        said.extend_from_slice(&piece[..length.min(SAID_MAX - said.len())]);
+/// What a command says, as much of it as is kept.
+struct Said {
+    stderr: Option<pipe::Receiver>,
+    text: Vec<u8>,
+}
+
+impl Said {
+    /// Reads what is said, so that the command need not wait. Never ends itself.
+    async fn listen(&mut self) {
+        let mut piece = [0; 4096];
+        while let Some(stderr) = &mut self.stderr {
+            match stderr.read(&mut piece).await {
+                Ok(length @ 1..) => self.keep(&piece[..length]),
+                Ok(0) | Err(_) => self.stderr = None,
+            }
+        }
+        std::future::pending::<()>().await;
     }
-    std::future::pending::<()>().await;
+
+    /// All of it, with what is still in the pipe. Nobody waits for more: others may hold the pipe open.
+    fn whole(mut self) -> Vec<u8> {
+        let mut piece = [0; 4096];
+        if let Some(stderr) = self.stderr.take() {
+            while let Ok(length @ 1..) = rustix::io::read(&stderr, &mut piece)
+                && self.text.len() < SAID_MAX
+            {
+                self.keep(&piece[..length]);
+            }
+        }
+        self.text
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        self.text.extend_from_slice(&piece[..piece.len().min(SAID_MAX - self.text.len())]);
+    }
 }
 
 /// A command that runs, and what it has started. Dropped before it has ended, all of it is killed.

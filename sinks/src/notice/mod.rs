@@ -414,11 +414,14 @@ pub(crate) mod tests {
                 -> runbook https://example.org/r?a=1&b=2
             "#]],
         );
-        check(r#"{"alert":"disk","state":"firing","labels":{"host":"a"}}"#, expect![[r#"
+        check(
+            r#"{"alert":"disk","state":"firing","labels":{"host":"a"}}"#,
+            expect![[r#"
             Firing Error 71b20ca76f8295d564383e0f01a33678
             [FIRING] disk: host=a
             host=a
-        "#]]);
+        "#]],
+        );
         check(
             RESOLVED,
             expect![[r#"
