@@ -250,6 +250,12 @@ async fn what_stands_in_a_record_stays_within_its_mail() {
         "x\r\n.\nRSET",
         ".\r\n..\r\n",
         "x\r\nBcc: victim@example.org\r\n\r\nbody",
+        "x\r\n Bcc: victim@example.org",
+        "x\u{0}\u{b}\u{c}\u{85}\u{2028}\u{2029}Bcc: victim@example.org",
+        "=?utf-8?q?x=0d=0aBcc:_victim@example.org?=",
+        "\n.\r\nQUIT\r\n",
+        "--=_0123456789abcdef0123456789abcdef--\r\n\r\nContent-Type: text/html\r\n\r\n<b>x</b>",
+        "\u{feff}\u{202e}gro.elpmaxe@mitciv :ccB",
     ] {
         let (port, server) = Server::default().start().await;
         let folder = tempfile::tempdir().unwrap();
@@ -441,6 +447,21 @@ async fn starttls_is_required_unless_it_is_switched_off_and_the_certificate_is_c
     let options = secure("").replace(&port.to_string(), &port_plain.to_string());
     assert_eq!(run(&options, folder.path(), &[FIRING]).await, (0, 1), "a server without STARTTLS");
     assert_eq!(server.mails.lock().unwrap().len() + plain.mails.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_goes_to_a_server_that_does_not_begin_to_encrypt() {
+    // Somebody on the way has taken the offer out, or answers in the server's place.
+    let faults = vec![("EHLO", "250-me\r\n250 STARTTLS\r\n"), ("STARTTLS", "454 not now\r\n")];
+    let refused = Server { faults: Mutex::new(faults), ..Server::default() };
+    for server in [Server::default(), refused] {
+        let (port, server) = server.start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(port, r#","username":"u","password":"p","max_age":"1s""#);
+        let options = options.replace(r#""starttls":"none","#, "");
+        assert_eq!(run(&options, folder.path(), &[FIRING]).await, (0, 1));
+        assert!(server.mails.lock().unwrap().is_empty() && server.logins.lock().unwrap().is_empty());
+    }
 }
 
 #[tokio::test]
