@@ -4,6 +4,7 @@ mod alerts;
 mod course;
 mod evidence;
 mod history;
+mod record;
 mod rule;
 mod series;
 mod watch;
@@ -384,7 +385,7 @@ impl OperatorConfig for Config {
     }
 
     fn fields(&self) -> Option<BTreeSet<String>> {
-        Some(alerts::FIELDS.map(str::to_owned).into())
+        Some(record::FIELDS.map(str::to_owned).into())
     }
 
     fn reads_fields(&self) -> Vec<FieldRead> {

@@ -23,9 +23,10 @@ pub(super) struct Latencies {
 /// The rule of which a record tells that it fires. Only the first notice counts: a repetition, or an end that silence has
 /// brought, has no record whose arrival would say anything.
 fn rule_of(record: &Value) -> Option<String> {
-    let text = |name: &str| record.as_object()?.get(name)?.to_str_lossy();
-    let is_first = text("reason").is_none_or(|reason| reason == "first");
-    (text("state")? == "firing" && is_first).then(|| text("alert").map(|rule| rule.into_owned()))?
+    let text = |name: &str| record.as_object()?.get(name)?.as_bytes();
+    let is_first = text("reason").is_none_or(|reason| &reason[..] == b"first");
+    let rule = text("alert").filter(|_| is_first && text("state").is_some_and(|state| &state[..] == b"firing"))?;
+    std::str::from_utf8(rule).ok().map(str::to_owned)
 }
 
 impl Latencies {
