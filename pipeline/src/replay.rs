@@ -83,9 +83,14 @@ impl Decoded {
         whole.notes = block.notes.map(Arc::new);
         let (mut batch, rejected) = intake.read_guarded(&whole, &mut failed);
         failed.own.receive(records - batch.spans.len(), 0);
-        let has_notes = batch.notes.is_some();
-        let own = |at: Timestamp| (has_notes || at != block.arrival).then_some(at);
-        let times = batch.times.take().map_or_else(Vec::new, |times| times.at.iter().map(|at| own(*at)).collect());
+        // Records that the codec refuses have none, and of the others those that count as of their arrival.
+        let mut times = vec![None; batch.spans.len()];
+        if let Some(found) = batch.times.take() {
+            for row in batch.rows() {
+                let at = found.at[row as usize];
+                times[row as usize] = (batch.notes.is_some() || at != block.arrival).then_some(at);
+            }
+        }
         Self { intake: Arc::clone(intake), batch, rejected, failed, times }
     }
 
