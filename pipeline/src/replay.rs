@@ -24,7 +24,7 @@ pub fn cell(time: Timestamp) -> Timestamp {
 /// What a log gives, in its order.
 #[derive(Debug)]
 pub enum Piece {
-    Block(Block),
+    Block(Box<Block>),
     /// A record that was too long.
     Rejected {
         offset: u64,

@@ -200,7 +200,7 @@ fn first(lane: &Arc<Lane>, intake: &Arc<Intake>, open: &Open) -> anyhow::Result<
             Piece::Block(block) => Some(block),
             Piece::Rejected { .. } => None,
         });
-        let mut found = blocks.filter_map(|block| Decoded::of(intake, Arc::clone(lane), block).first());
+        let mut found = blocks.filter_map(|block| Decoded::of(intake, Arc::clone(lane), *block).first());
         if let Some(first) = found.next() {
             return Ok(Some(first));
         }
@@ -326,7 +326,7 @@ impl Reading {
             self.is_at_end = pieces.is_empty();
             for piece in pieces {
                 let ahead = match piece {
-                    Piece::Block(block) => Ahead::Decoding(self.decode(block, pool)),
+                    Piece::Block(block) => Ahead::Decoding(self.decode(*block, pool)),
                     Piece::Rejected { offset, message, head } => Ahead::Rejected { offset, message, head },
                 };
                 self.ahead.push_back(ahead);

@@ -54,7 +54,7 @@ impl Log for Archive {
             }
         }
         let pieces = framed.into_iter().map(|framed| match framed {
-            Framed::Records { bytes, framing, base, .. } => Piece::Block(Block {
+            Framed::Records { bytes, framing, base, .. } => Piece::Block(Box::new(Block {
                 bytes,
                 framing,
                 base,
@@ -62,7 +62,7 @@ impl Log for Archive {
                 arrival: self.written,
                 acknowledgement: None,
                 notes: None,
-            }),
+            })),
             Framed::Rejected { offset, message, head, .. } => Piece::Rejected { offset, message, head },
         });
         Ok(pieces.collect())
@@ -98,7 +98,8 @@ mod tests {
             }
             for piece in pieces {
                 match piece {
-                    Piece::Block(Block { bytes, framing, base, .. }) => {
+                    Piece::Block(block) => {
+                        let Block { bytes, framing, base, .. } = *block;
                         let spans = match framing {
                             Framing::Lines => tocsin_pipeline::intake::lines(&bytes),
                             Framing::Spans(spans) => spans,

@@ -133,7 +133,7 @@ impl Range {
     }
 
     fn hand_over(&mut self) -> Option<LogPiece> {
-        (!self.gathering.is_empty()).then(|| LogPiece::Block(self.gathering.take(Json::Null, self.last)))
+        (!self.gathering.is_empty()).then(|| LogPiece::Block(Box::new(self.gathering.take(Json::Null, self.last))))
     }
 }
 
