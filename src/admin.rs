@@ -1,23 +1,24 @@
-//! The admin address: `/metrics`, `/healthz`, `/readyz`, `/api/v1/audit`.
+//! The admin address: how the daemon stands, at `/metrics`, `/healthz`, `/readyz` and `/api/v1/audit`, and what people and other programs
+//! ask and say of alerts (see [`crate::api`]).
 //!
-//! It tells, and changes something only where it is asked to by POST: `/api/v1/reload`. It is bound to the loopback unless the configuration says otherwise.
+//! It changes something only where it is asked to by another method than GET. It is bound to the loopback unless the configuration says
+//! otherwise.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, TextEncoder};
+use tocsin_pipeline::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::api::{self, Answer, Api, Asked, text};
 use crate::audit;
 use crate::reload::{self, Reloads};
 use crate::views::Views;
@@ -26,30 +27,44 @@ use crate::views::Views;
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What there is, for those who look around.
+const PATHS: &str = "/metrics, /healthz, /readyz, /api/v1/audit, /api/v1/reload, /api/v1/alerts, /api/v1/silences and Alertmanager's /api/v2/";
 
 /// The admin address, bound but not yet served.
 pub struct Admin {
     listener: TcpListener,
+    desk: Desk,
+}
+
+/// What answers.
+#[derive(Clone)]
+struct Desk {
     views: Views,
     reloads: Reloads,
+    api: Api,
 }
 
 impl Admin {
     /// # Errors
     /// When the address cannot be listened on, with the remedy.
-    pub async fn bind(address: SocketAddr, views: Views, reloads: Reloads) -> anyhow::Result<Self> {
+    pub async fn bind(
+        address: SocketAddr,
+        views: Views,
+        reloads: Reloads,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             anyhow::anyhow!(
                 "cannot listen on {address} for `daemon.admin`: {error}; choose another address, or leave it out"
             )
         })?;
-        Ok(Self { listener, views, reloads })
+        let api = Api::new(views.clone(), clock);
+        Ok(Self { listener, desk: Desk { views, reloads, api } })
     }
 
     /// Serves until the task is aborted.
     pub async fn serve(self) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let (views, reloads) = (self.views, self.reloads);
         loop {
             let permit = Arc::clone(&connections).acquire_owned().await.expect("it is never closed");
             let stream = match self.listener.accept().await {
@@ -61,18 +76,14 @@ impl Admin {
                     continue;
                 }
             };
-            let (views, reloads) = (views.clone(), reloads.clone());
+            let desk = self.desk.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let response = match is_change(&request) {
-                        false => Some(answer(&request, &views)),
-                        true => None,
-                    };
-                    let reloads = reloads.clone();
+                    let desk = desk.clone();
                     async move {
-                        Ok::<_, Infallible>(match response {
-                            Some(response) => response,
-                            None => change(&request, &reloads).await,
+                        Ok::<_, Infallible>(match Asked::read(request).await {
+                            Ok(asked) => desk.answer(&asked).await,
+                            Err(failure) => failure.answer(),
                         })
                     }
                 });
@@ -88,29 +99,35 @@ impl Admin {
     }
 }
 
-/// Whether something is to be changed: never by GET.
-fn is_change<B>(request: &Request<B>) -> bool {
-    request.method() == Method::POST && request.uri().path() == reload::PATH
+impl Desk {
+    async fn answer(&self, asked: &Asked) -> Answer {
+        // A browser says so when a page of somebody else's makes it ask; commands have no origin. The page that people are
+        // sent a link to looks at that itself.
+        if !asked.is_look() && asked.origin().is_some() && !asked.path.starts_with("/acknowledge/") {
+            return text(StatusCode::FORBIDDEN, "pages of other origins may not change anything\n");
+        }
+        if let Some(answer) = self.api.answer(asked).await {
+            return answer;
+        }
+        if asked.method == Method::POST && [reload::PATH, "/-/reload"].contains(&asked.path.as_str()) {
+            return match self.reloads.answered().await {
+                Ok(told) => text(StatusCode::OK, &told),
+                Err(reason) => text(StatusCode::CONFLICT, &format!("{}\n", reason.trim_end())),
+            };
+        }
+        if !asked.is_look() {
+            let told = "only GET is answered, and POST where something is changed\n";
+            return text(StatusCode::METHOD_NOT_ALLOWED, told);
+        }
+        look(&asked.path, &self.views)
+    }
 }
 
-async fn change<B>(request: &Request<B>, reloads: &Reloads) -> Response<Full<Bytes>> {
-    // A browser says so when a page of somebody else's makes it ask; commands have no origin.
-    if request.headers().contains_key(ORIGIN) {
-        return text(StatusCode::FORBIDDEN, "pages of other origins may not change anything\n");
-    }
-    match reloads.answered().await {
-        Ok(told) => text(StatusCode::OK, &told),
-        Err(reason) => text(StatusCode::CONFLICT, &format!("{}\n", reason.trim_end())),
-    }
-}
-
-fn answer<B>(request: &Request<B>, views: &Views) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered, and POST where something is changed\n");
-    }
-    match request.uri().path() {
-        "/healthz" => text(StatusCode::OK, "alive\n"),
-        "/readyz" => match views.obstacles() {
+/// How the daemon stands. `/-/healthy` and `/-/ready` are what Alertmanager calls it.
+fn look(path: &str, views: &Views) -> Answer {
+    match path {
+        "/healthz" | "/-/healthy" => text(StatusCode::OK, "alive\n"),
+        "/readyz" | "/-/ready" => match views.obstacles() {
             obstacles if obstacles.is_empty() && views.is_standing_by() => {
                 text(StatusCode::OK, "ready, and standing by: other daemons have all partitions\n")
             }
@@ -120,46 +137,32 @@ fn answer<B>(request: &Request<B>, views: &Views) -> Response<Full<Bytes>> {
         "/metrics" => {
             let mut body = Vec::new();
             match TextEncoder::new().encode(&views.gather(), &mut body) {
-                Ok(()) => {
-                    let mut response = Response::new(Full::new(Bytes::from(body)));
-                    let kind = hyper::header::HeaderValue::from_static(prometheus::TEXT_FORMAT);
-                    response.headers_mut().insert(CONTENT_TYPE, kind);
-                    response
-                }
+                Ok(()) => api::answer(StatusCode::OK, prometheus::TEXT_FORMAT, body),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             }
         }
         reload::PATH => text(StatusCode::METHOD_NOT_ALLOWED, "a reload is asked for by POST\n"),
         audit::PATH => match views.audit() {
-            Some(audit) => {
-                let mut response = text(StatusCode::OK, &audit::json(&audit));
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-                response
-            }
+            Some(audit) => api::answer(StatusCode::OK, "application/json", audit::json(&audit)),
             None => text(StatusCode::SERVICE_UNAVAILABLE, "no barrier has passed yet; ask again in a second\n"),
         },
-        "/" => text(StatusCode::OK, "tocsin: /metrics /healthz /readyz /api/v1/audit /api/v1/reload\n"),
-        _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz, /readyz, /api/v1/audit and /api/v1/reload\n"),
+        "/" => text(StatusCode::OK, &format!("tocsin: {PATHS}\n")),
+        _ => text(StatusCode::NOT_FOUND, &format!("there is {PATHS}\n")),
     }
-}
-
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
-    *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::Request;
+    use hyper::header::{CONTENT_TYPE, ORIGIN};
     use tocsin_pipeline::health::Health;
     use tocsin_pipeline::metrics::Metrics;
     use tocsin_pipeline::runtime::Status;
+    use tocsin_pipeline::time::{ManualClock, Timestamp};
 
     use super::*;
     use crate::views::View;
@@ -171,27 +174,38 @@ mod tests {
         views
     }
 
-    fn status_of(path: &str, method: Method, is_ready: bool) -> StatusCode {
-        let request = Request::builder().uri(path).method(method).body(()).unwrap();
+    fn clock() -> Arc<dyn Clock> {
+        Arc::new(ManualClock::new(Timestamp(0)))
+    }
+
+    async fn answer(status: Arc<Status>, request: hyper::http::request::Builder) -> Answer {
+        let views = views(status);
+        let desk = Desk { api: Api::new(views.clone(), clock()), views, reloads: Reloads::new().0 };
+        desk.answer(&Asked::read(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap()).await
+    }
+
+    async fn status_of(path: &str, method: Method, is_ready: bool) -> StatusCode {
         let status = Arc::new(Status::default());
         status.is_ready.store(is_ready, Ordering::Relaxed);
-        answer(&request, &views(status)).status()
+        answer(status, Request::builder().uri(path).method(method)).await.status()
     }
 
-    #[test]
-    fn readiness_follows_the_pipeline() {
-        assert_eq!(status_of("/readyz", Method::GET, false), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(status_of("/readyz", Method::GET, true), StatusCode::OK);
-        assert_eq!(status_of("/healthz", Method::GET, false), StatusCode::OK);
+    #[tokio::test]
+    async fn readiness_follows_the_pipeline() {
+        for path in ["/readyz", "/-/ready"] {
+            assert_eq!(status_of(path, Method::GET, false).await, StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(status_of(path, Method::GET, true).await, StatusCode::OK);
+        }
+        assert_eq!(status_of("/healthz", Method::GET, false).await, StatusCode::OK);
+        assert_eq!(status_of("/-/healthy", Method::HEAD, false).await, StatusCode::OK);
     }
 
-    #[test]
-    fn the_audit_is_told_once_there_is_one() {
-        assert_eq!(status_of(audit::PATH, Method::GET, true), StatusCode::SERVICE_UNAVAILABLE);
+    #[tokio::test]
+    async fn the_audit_is_told_once_there_is_one() {
+        assert_eq!(status_of(audit::PATH, Method::GET, true).await, StatusCode::SERVICE_UNAVAILABLE);
         let status = Arc::new(Status::default());
         *status.audit.lock().unwrap() = Some(Arc::default());
-        let request = Request::builder().uri(audit::PATH).body(()).unwrap();
-        let response = answer(&request, &views(status));
+        let response = answer(status, Request::builder().uri(audit::PATH)).await;
         assert_eq!(
             (response.status(), &response.headers()[CONTENT_TYPE]),
             (StatusCode::OK, &"application/json".parse().unwrap())
@@ -202,7 +216,7 @@ mod tests {
     async fn a_command_gets_the_audit_of_a_running_daemon() {
         let status = Arc::new(Status::default());
         let address = "127.0.0.1:0".parse().unwrap();
-        let admin = Admin::bind(address, views(Arc::clone(&status)), Reloads::new().0).await.unwrap();
+        let admin = Admin::bind(address, views(Arc::clone(&status)), Reloads::new().0, clock()).await.unwrap();
         let address = admin.listener.local_addr().unwrap();
         let served = tokio::spawn(admin.serve());
         let ask = || tokio::task::spawn_blocking(move || audit::of_daemon(address));
@@ -214,20 +228,17 @@ mod tests {
         served.abort();
     }
 
-    #[test]
-    fn nothing_is_changed_but_by_post_and_not_by_pages_of_others() {
-        let request = |method: &str, origin: bool| {
-            let request = Request::builder().method(method).uri(reload::PATH);
-            let request = if origin { request.header(ORIGIN, "http://example.org") } else { request };
-            request.body(()).unwrap()
-        };
-        assert!(!is_change(&request("GET", false)) && is_change(&request("POST", false)));
-        let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let answer = executor.block_on(change(&request("POST", true), &Reloads::new().0));
-        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
-        assert_eq!(status_of(reload::PATH, Method::GET, true), StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(status_of("/metrics", Method::POST, true), StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(status_of("/metrics", Method::GET, true), StatusCode::OK);
-        assert_eq!(status_of("/etc/passwd", Method::GET, true), StatusCode::NOT_FOUND);
+    #[tokio::test]
+    async fn nothing_is_changed_but_by_post_and_not_by_pages_of_others() {
+        for path in [reload::PATH, "/api/v2/silences", "/api/v1/acknowledge"] {
+            let request = Request::builder().method("POST").uri(path).header(ORIGIN, "http://example.org");
+            let request = request.header("host", "example.org");
+            assert_eq!(answer(Arc::default(), request).await.status(), StatusCode::FORBIDDEN, "{path}");
+        }
+        assert_eq!(status_of(reload::PATH, Method::GET, true).await, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(status_of("/metrics", Method::POST, true).await, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(status_of("/metrics", Method::GET, true).await, StatusCode::OK);
+        assert_eq!(status_of("/etc/passwd", Method::GET, true).await, StatusCode::NOT_FOUND);
+        assert_eq!(status_of("/api/v2/everything", Method::GET, true).await, StatusCode::NOT_FOUND);
     }
 }

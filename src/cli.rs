@@ -70,6 +70,13 @@ pub enum Command {
     /// Tell a receiver something.
     #[command(subcommand)]
     Notify(NotifyCommand),
+    /// List the alerts that a running daemon knows, and why people were told of each or not; or take care of one.
+    Alerts(AlertsArguments),
+    /// Keep alerts quiet for a while: whoever does so says who they are, why, and until when.
+    Silence {
+        #[command(subcommand)]
+        action: SilenceAction,
+    },
     /// Draw the pipeline.
     Graph(GraphArguments),
     /// Print the JSON Schema of the configuration, for editors.
@@ -352,6 +359,111 @@ pub struct EvidenceArguments {
     /// How it is told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct AlertsArguments {
+    #[command(subcommand)]
+    pub action: Option<AlertsAction>,
+    /// The daemon's configuration, which tells its admin address.
+    #[arg(value_name = "FILES")]
+    pub files: Vec<PathBuf>,
+    /// The daemon's admin address, instead.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+    /// Only those that matchers are true of: `--filter 'severity="critical"'`.
+    #[arg(long, value_name = "MATCHERS")]
+    pub filter: Vec<String>,
+    /// How they are told.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum AlertsAction {
+    /// Say that you take care: what has been told is neither repeated nor told to others.
+    Ack {
+        /// The fingerprint of an alert, the key of a group, or the `id` of a notification.
+        id: String,
+        /// Who takes care.
+        #[arg(long, value_name = "NAME")]
+        by: String,
+        #[command(flatten)]
+        daemon: DaemonArguments,
+    },
+}
+
+/// Which daemon, where the command has other words to take.
+#[derive(Args, Clone, Debug)]
+pub struct DaemonArguments {
+    /// A file or folder of the daemon's configuration, which tells its admin address.
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// The daemon's admin address, instead.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum SilenceAction {
+    /// Keep the alerts quiet that all matchers are true of.
+    Add(SilenceArguments),
+    /// List silences.
+    List {
+        /// Those that are over too.
+        #[arg(long)]
+        expired: bool,
+        #[command(flatten)]
+        daemon: DaemonArguments,
+        /// How they are told.
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+    },
+    /// End a silence now.
+    Expire {
+        id: String,
+        #[command(flatten)]
+        daemon: DaemonArguments,
+    },
+    /// Tell what matchers would keep quiet: of the alerts that fire, and of the last notifications.
+    Preview {
+        /// Such as `'alertname="disk"'` and `'host=~"test-.*"'`.
+        #[arg(required = true)]
+        matchers: Vec<String>,
+        #[command(flatten)]
+        daemon: DaemonArguments,
+        /// How it is told.
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SilenceArguments {
+    /// Such as `'alertname="disk"'` and `'host=~"test-.*"'`.
+    #[arg(required = true)]
+    pub matchers: Vec<String>,
+    /// Who answers for it.
+    #[arg(long, value_name = "NAME")]
+    pub owner: String,
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// How long: `2h`.
+    #[arg(long = "for", value_name = "DURATION", required_unless_present = "until", conflicts_with = "until")]
+    pub length: Option<tocsin_config::types::Duration>,
+    /// Until when: `2026-12-01T08:00:00Z`.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// From when; otherwise from now.
+    #[arg(long, value_name = "TIME")]
+    pub starts: Option<String>,
+    /// Only at certain times within that, as in the configuration: `{ weekdays = ["sunday"], times = ["02:00-04:00"] }`.
+    #[arg(long, value_name = "INTERVAL")]
+    pub during: Option<String>,
+    #[command(flatten)]
+    pub daemon: DaemonArguments,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -1,6 +1,8 @@
 //! What each command does.
 
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -12,7 +14,9 @@ use crate::cli::{
     Arguments, AuditArguments, CheckArguments, Command, ConfigurationArguments, NotifyCommand, ReportFormat,
     RunArguments,
 };
-use crate::{audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, starter, state, testing};
+use crate::{
+    alerts, audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, silences, starter, state, testing,
+};
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -34,6 +38,8 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Audit(arguments) => audit(arguments),
         Command::Evidence(arguments) => evidence::evidence(&arguments),
         Command::Notify(NotifyCommand::Test(arguments)) => notify::test(arguments),
+        Command::Alerts(arguments) => alerts::alerts(&arguments),
+        Command::Silence { action } => silences::silence(action),
         Command::Graph(arguments) => {
             let Some(plan) = checked(&arguments.configuration) else { return Ok(ExitCode::from(1)) };
             print(&drawing::draw(&plan, arguments.format))
@@ -88,6 +94,28 @@ pub fn checked(configuration: &ConfigurationArguments) -> Option<Plan> {
             eprint!("{}", report.render(std::io::stderr().is_terminal()));
             None
         }
+    }
+}
+
+/// The admin address of the daemon that is meant; `None` where its configuration has problems, which are told. `otherwise` is what
+/// else can be done where it has no such address.
+pub fn address(
+    admin: Option<SocketAddr>,
+    files: &[PathBuf],
+    otherwise: &str,
+) -> anyhow::Result<Option<SocketAddr>> {
+    if let Some(address) = admin {
+        return Ok(Some(address));
+    }
+    if files.is_empty() {
+        bail!("which daemon? give its address with --admin, or the files of its configuration");
+    }
+    let Some(plan) = checked(&ConfigurationArguments { files: files.to_vec(), set: Vec::new() }) else {
+        return Ok(None);
+    };
+    match plan.daemon.admin {
+        Some(address) => Ok(Some(address)),
+        None => bail!("the configuration has no `daemon.admin` address; {otherwise}"),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The daemon and its commands: the only place that knows every component.
 
 mod admin;
+mod alerts;
+mod api;
 mod audit;
 mod catalog;
 mod cli;
@@ -20,6 +22,7 @@ mod recover;
 mod reload;
 mod replay;
 mod run;
+mod silences;
 mod starter;
 mod state;
 mod testing;

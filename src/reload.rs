@@ -1,20 +1,19 @@
 //! Asking the running pipeline to take up a changed configuration: by SIGHUP, by a file that has changed, at the admin address;
 //! and `tocsin reload`, which does the last.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hyper::Method;
 use inotify::{Inotify, WatchMask};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cli::{ConfigurationArguments, ReloadArguments};
+use crate::cli::ReloadArguments;
 use crate::client;
-use crate::commands::{checked, print};
+use crate::commands::{address, print};
 
 /// Where it is asked for at the admin address.
 pub const PATH: &str = "/api/v1/reload";
@@ -112,18 +111,8 @@ fn content(files: &[PathBuf]) -> Option<Vec<(String, String)>> {
 
 /// `tocsin reload`: asks a running daemon.
 pub fn reload(arguments: &ReloadArguments) -> anyhow::Result<ExitCode> {
-    let address: SocketAddr = match (arguments.admin, &arguments.files[..]) {
-        (Some(address), _) => address,
-        (None, []) => bail!("which daemon? give its address with --admin, or the files of its configuration"),
-        (None, files) => {
-            let configuration = ConfigurationArguments { files: files.to_vec(), set: Vec::new() };
-            let Some(plan) = checked(&configuration) else { return Ok(ExitCode::from(1)) };
-            match plan.daemon.admin {
-                Some(address) => address,
-                None => bail!("the configuration has no `daemon.admin` address; send the daemon SIGHUP instead"),
-            }
-        }
-    };
+    let otherwise = "send the daemon SIGHUP instead";
+    let Some(address) = address(arguments.admin, &arguments.files, otherwise)? else { return Ok(ExitCode::from(1)) };
     let told = client::request(Method::POST, address, PATH)?;
     print(&String::from_utf8_lossy(&told))
 }

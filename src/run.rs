@@ -138,7 +138,7 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     }
     let admin = match plan.daemon.admin {
         Some(address) => {
-            let admin = Admin::bind(address, views.clone(), reloads).await?;
+            let admin = Admin::bind(address, views.clone(), reloads, Arc::clone(&clock)).await?;
             Some(tokio::spawn(admin.serve()))
         }
         None => None,

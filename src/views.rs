@@ -66,7 +66,7 @@ impl Views {
             && self.lock().values().all(|view| view.status.is_ready.load(Ordering::Relaxed))
     }
 
-    /// All pipelines.
+    /// What each pipeline tells of itself.
     pub fn statuses(&self) -> Vec<Arc<Status>> {
         self.lock().values().map(|view| Arc::clone(&view.status)).collect()
     }

@@ -13,6 +13,8 @@ use crate::matcher::Matchers;
 
 /// No owner, reason or identity is longer.
 const TEXT_MAX: usize = 1024;
+/// No silence has more annotations.
+const ANNOTATIONS_MAX: usize = 64;
 
 /// A silence: while it lasts nobody is told of the alerts that it matches. Silences can be added while the daemon runs too, with
 /// `tocsin silence add`; those of the configuration can only be ended there.
@@ -39,6 +41,9 @@ pub struct SilenceOptions {
     pub ends_at: String,
     /// Within that time it lasts only then: stretches of time that recur, such as `{ weekdays = ["sunday"], times = ["02:00-04:00"] }`.
     pub during: Option<IntervalOptions>,
+    /// What else there is to say of it, by name: for programs that read silences.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl SilenceOptions {
@@ -60,6 +65,13 @@ impl SilenceOptions {
             if text.trim().is_empty() || text.len() > TEXT_MAX {
                 problems.push(Problem::new(option, format!("must have from 1 to {TEXT_MAX} characters")));
             }
+        }
+        let texts = self.annotations.iter().flat_map(|(name, value)| [name, value]);
+        if self.annotations.len() > ANNOTATIONS_MAX || texts.clone().any(|text| text.len() > TEXT_MAX) {
+            problems.push(Problem::new(
+                "annotations",
+                format!("are at most {ANNOTATIONS_MAX}, of at most {TEXT_MAX} characters each"),
+            ));
         }
         let mut moment = |option: &str, text: &str| {
             let moment = Timestamp::parse_rfc3339(text.as_bytes());
@@ -94,9 +106,10 @@ impl SilenceOptions {
             "starts_at": self.starts_at,
             "ends_at": self.ends_at,
             "during": self.during.as_ref().map(|during| format!("{during:?}")),
+            "annotations": self.annotations,
         });
         Silence {
-            id: blake3::hash(content.to_string().as_bytes()).to_hex()[..16].to_owned(),
+            id: uuid(*blake3::hash(content.to_string().as_bytes()).as_bytes()),
             matchers: Matchers::all(&self.matchers),
             starts_at: self.starts_at.as_deref().map_or(Timestamp::MIN, moment),
             ends_at: moment(&self.ends_at),
@@ -104,8 +117,21 @@ impl SilenceOptions {
             reason: self.reason.clone(),
             updated_at: Timestamp::MIN,
             during: self.during.as_ref().map(|during| (during.to_json(), during.build())),
+            annotations: self.annotations.clone(),
         }
     }
+}
+
+/// A hash in the shape in which Alertmanager's clients expect the identity of a silence: a UUID of version 8.
+fn uuid(mut hash: [u8; 32]) -> String {
+    hash[6] = hash[6] & 0x0f | 0x80;
+    hash[8] = hash[8] & 0x3f | 0x80;
+    let mut text = String::with_capacity(36);
+    for (at, byte) in hash.iter().take(16).enumerate() {
+        text += if [4, 6, 8, 10].contains(&at) { "-" } else { "" };
+        text += &format!("{byte:02x}");
+    }
+    text
 }
 
 /// A silence as it is used.
@@ -122,6 +148,7 @@ pub struct Silence {
     pub updated_at: Timestamp,
     /// The stretches within that time to which it is limited, as they are written and as they are used.
     pub during: Option<(Json, Interval)>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Silence {
@@ -161,6 +188,7 @@ impl Silence {
             "ends_at": moment(self.ends_at),
             "updated_at": moment(self.updated_at),
             "during": self.during.as_ref().map(|(during, _)| during),
+            "annotations": self.annotations,
         })
     }
 
@@ -283,9 +311,11 @@ mod tests {
             reason = "works"
             ends_at = "2026-12-01T00:00:00Z"
             during = [{ weekdays = ["saturday", "sunday"] }, { times = ["22:00-24:00"], location = "Europe/Berlin" }]
+            annotations = { ticket = "42" }
             "#,
         )
         .build();
+        assert_eq!((silence.id.len(), &silence.id[14..15]), (36, "8"), "a UUID: {}", silence.id);
         let told = silence.to_json();
         let back = Silence::of_json(&told).unwrap();
         assert_eq!(back.to_json(), told);

@@ -312,6 +312,11 @@ pub trait Operator: Send {
         Vec::new()
     }
 
+    /// What [`view`](Self::view) tells about, so that those who ask find who can answer: `"notify"`, for instance.
+    fn subject(&self) -> Option<&'static str> {
+        None
+    }
+
     /// How it stands, for those who ask while it runs or look at a checkpoint. What may be asked is the operator's own affair; one
     /// that has nothing to say gives null.
     fn view(&self, _question: &serde_json::Value) -> serde_json::Value {

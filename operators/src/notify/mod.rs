@@ -229,6 +229,10 @@ impl Operator for Notify {
         vec![format!("receivers: {}", receivers.join(", "))]
     }
 
+    fn subject(&self) -> Option<&'static str> {
+        Some("notify")
+    }
+
     fn view(&self, question: &Json) -> Json {
         view::answer(&self.notifier, question)
     }

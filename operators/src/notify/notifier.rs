@@ -22,8 +22,9 @@ use super::record::{self, Link};
 use super::route::{Route, Tree};
 use super::silence::{Muted, Silences};
 
-/// How many of the last notifications are known.
+/// How many of the last notifications are known, and how many alerts of each.
 const HISTORY_MAX: usize = 1000;
+const REMEMBERED_MAX: usize = 20;
 
 /// What a receiver is told and how often.
 #[derive(Clone, Debug)]
@@ -99,9 +100,9 @@ pub(super) struct Notifier {
     /// When silences change next, as it stands in the timers.
     silences_timer: Option<Timestamp>,
     /// The alerts that fire and keep others quiet.
-    inhibitor: Inhibitor,
+    pub inhibitor: Inhibitor,
     /// The groups of each alert.
-    memberships: BTreeMap<String, BTreeSet<String>>,
+    pub memberships: BTreeMap<String, BTreeSet<String>>,
     /// Up to here all timers have fired.
     pub now: Timestamp,
     /// The key groups that have changed since the last snapshot.
@@ -614,9 +615,12 @@ impl Notifier {
             brief.insert(name.to_owned(), record[name].clone());
         }
         brief.insert("outcome".to_owned(), outcome.into());
-        let mut listed = record::fingerprints(record);
-        listed.truncate(20);
-        brief.insert("alerts".to_owned(), json!(listed));
+        let listed = record["alerts"].as_array().into_iter().flatten();
+        let listed: Vec<_> = listed.filter(|alert| alert["fingerprint"].is_string()).take(REMEMBERED_MAX).collect();
+        let fingerprints: Vec<_> = listed.iter().map(|alert| &alert["fingerprint"]).collect();
+        brief.insert("alerts".to_owned(), json!(fingerprints));
+        let labels: Vec<_> = listed.iter().map(|alert| labels_of(alert)).collect();
+        brief.insert("alert_labels".to_owned(), json!(labels));
         self.mark(&id);
         self.history.insert((time.unwrap_or(self.now), id), Json::Object(brief));
         while self.history.len() > HISTORY_MAX {
@@ -675,26 +679,7 @@ impl Notifier {
     /// Somebody takes care of a group, or of an alert in all its groups: nobody else is told of what has been told. `what` is the
     /// identity of one of its notifications, the key of a group, or the fingerprint of an alert.
     pub(super) fn acknowledge(&mut self, what: &str, by: &str, at: Timestamp) -> Result<(), &'static str> {
-        let keys: Vec<_> = self
-            .groups
-            .iter()
-            .filter(|(key, group)| {
-                *key == what || group.firing_id.as_deref() == Some(what) || group.members.contains(what)
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        let keys = match keys.is_empty() {
-            // A later notification of it.
-            true => self
-                .history
-                .iter()
-                .filter(|((_, id), _)| id == what)
-                .filter_map(|(_, brief)| {
-                    brief["group_key"].as_str().map(str::to_owned).filter(|key| self.groups.contains_key(key))
-                })
-                .collect(),
-            false => keys,
-        };
+        let keys = self.named(what);
         if keys.is_empty() {
             return Err("nothing of that name is firing");
         }
@@ -706,6 +691,25 @@ impl Notifier {
             self.time_group(&key);
         }
         Ok(())
+    }
+
+    /// The groups that somebody means by the identity of one of their notifications, their key, or the fingerprint of an alert.
+    pub(super) fn named(&self, what: &str) -> Vec<String> {
+        let keys: Vec<_> = self
+            .groups
+            .iter()
+            .filter(|(key, group)| {
+                *key == what || group.firing_id.as_deref() == Some(what) || group.members.contains(what)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !keys.is_empty() {
+            return keys;
+        }
+        // A later notification of it.
+        let meant = self.history.iter().filter(|((_, id), _)| id == what);
+        let keys = meant.filter_map(|(_, brief)| brief["group_key"].as_str());
+        keys.filter(|key| self.groups.contains_key(*key)).map(str::to_owned).collect()
     }
 
     /// Puts what was read back from a checkpoint into order: timers, and alerts whose routes have changed into groups that there
@@ -753,13 +757,22 @@ impl Notifier {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.alerts.values().map(Alert::bytes).sum::<usize>() + self.groups.len() * 512 + self.history.len() * 512
+        self.alerts.values().map(Alert::bytes).sum::<usize>() + self.groups.len() * 512 + self.history.len() * 2048
     }
 }
 
 /// The key group of what is known by a text.
 pub(super) fn key_of(key: &str) -> u16 {
     tocsin_pipeline::operator::key_group(key.as_bytes())
+}
+
+/// The labels of an alert by its record, with the name of its rule as matchers see it.
+fn labels_of(record: &Json) -> Json {
+    let mut labels = record["labels"].clone();
+    if let (Some(labels), Json::String(rule)) = (labels.as_object_mut(), &record["alert"]) {
+        labels.entry(RULE).or_insert_with(|| rule.clone().into());
+    }
+    labels
 }
 
 /// What a group is called: as in Alertmanager, but for routes that only their place tells apart.

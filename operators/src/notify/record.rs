@@ -239,9 +239,3 @@ pub(super) fn summary(
         "firing_id": id,
     })
 }
-
-/// The alerts that a notification tells, by fingerprint.
-pub(super) fn fingerprints(record: &Json) -> Vec<String> {
-    let alerts = record["alerts"].as_array().into_iter().flatten();
-    alerts.filter_map(|alert| alert["fingerprint"].as_str().map(str::to_owned)).collect()
-}

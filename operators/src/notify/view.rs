@@ -1,6 +1,6 @@
 //! How `notify` stands, for those who ask: alerts and why they were told or not, groups, silences, receivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value as Json, json};
 use tocsin_pipeline::time::Timestamp;
@@ -8,49 +8,93 @@ use tocsin_pipeline::time::Timestamp;
 use super::group::Group;
 use super::notifier::{Notifier, Quiet};
 
-/// Answers a question: `{"acknowledge": ID, "signature": …}` tells what a link is about, or null; everything else tells all.
+/// How many alerts the page of a link lists.
+const LISTED_MAX: usize = 100;
+
+/// Answers a question:
+///
+/// - `{"acknowledge": ID, "signature": …}`: what a link is about, or null;
+/// - `{"find": WHAT}`: the groups that somebody means by it;
+/// - `{"of": ["alerts", "groups", "silences", "receivers", "notifications"]}`: those of these things that are named;
+/// - everything else: all of them.
 pub(super) fn answer(notifier: &Notifier, question: &Json) -> Json {
+    let name = notifier.settings.name.as_ref();
     if let Some(id) = question["acknowledge"].as_str() {
-        let signature = question["signature"].as_str().unwrap_or_default();
-        let is_signed = notifier.settings.link.as_ref().is_some_and(|link| link.is_signed(id, signature));
-        let group = notifier.groups.iter().find(|(_, group)| group.firing_id.as_deref() == Some(id));
-        return match (is_signed, group) {
-            (false, _) => Json::Null,
-            (true, None) => json!({ "state": "over" }),
-            (true, Some((key, group))) => group_view(notifier, key, group),
-        };
+        return link(notifier, id, question["signature"].as_str().unwrap_or_default());
     }
-    let now = notifier.now;
-    let moment = |time: Timestamp| if time == Timestamp::MIN { Json::Null } else { time.to_string().into() };
-    let receivers: Vec<_> = notifier
-        .settings
-        .receivers
-        .iter()
+    if let Some(what) = question["find"].as_str() {
+        let groups: Vec<_> =
+            notifier.named(what).iter().map(|key| group_view(notifier, key, &notifier.groups[key])).collect();
+        return json!({ "notify": name, "groups": groups });
+    }
+    let asked = question["of"].as_array();
+    let is_asked = |part: &str| asked.is_none_or(|parts| parts.iter().any(|it| it == part));
+    let mut answer = json!({ "notify": name, "now": moment(Some(notifier.now).filter(|now| *now != Timestamp::MIN)) });
+    if is_asked("alerts") {
+        let last = last_told(notifier);
+        answer["alerts"] = notifier.alerts.keys().map(|fingerprint| alert_view(notifier, fingerprint, &last)).collect();
+    }
+    if is_asked("groups") {
+        answer["groups"] = notifier.groups.iter().map(|(key, group)| group_view(notifier, key, group)).collect();
+    }
+    if is_asked("silences") {
+        answer["silences"] = notifier.silences.view(notifier.now).into();
+    }
+    if is_asked("receivers") {
+        answer["receivers"] = receivers(notifier);
+    }
+    if is_asked("notifications") {
+        answer["notifications"] = notifier.history.values().cloned().collect();
+    }
+    answer
+}
+
+fn moment(time: Option<Timestamp>) -> Json {
+    time.map_or(Json::Null, |time| time.to_string().into())
+}
+
+/// What the link to a notification is about; null if it is not one of ours.
+fn link(notifier: &Notifier, id: &str, signature: &str) -> Json {
+    let Some(link) = notifier.settings.link.as_ref().filter(|link| link.is_signed(id, signature)) else {
+        return Json::Null;
+    };
+    let group = notifier.groups.iter().find(|(_, group)| group.firing_id.as_deref() == Some(id));
+    let mut answer = match group {
+        None => json!({ "state": "over" }),
+        Some((key, group)) => {
+            let mut view = group_view(notifier, key, group);
+            let firing = group.members.iter().filter_map(|fingerprint| notifier.alerts.get(fingerprint));
+            let firing = firing.filter(|alert| alert.is_firing);
+            view["state"] = if firing.clone().next().is_some() { "firing" } else { "over" }.into();
+            view["firing"] = firing.clone().count().into();
+            view["listed"] = firing.take(LISTED_MAX).map(|alert| alert.brief()).collect();
+            view
+        }
+    };
+    answer["notify"] = notifier.settings.name.as_ref().into();
+    answer["url"] = link.url.as_str().into();
+    answer
+}
+
+fn receivers(notifier: &Notifier) -> Json {
+    let receivers = notifier.settings.receivers.iter();
+    receivers
         .map(|receiver| {
             let spent = notifier.spent.get(&receiver.name);
             json!({
                 "name": receiver.name,
                 "budget": receiver.budget.map(|budget| budget.max),
                 "waiting_for_digest": spent.map_or(0, |spent| spent.waiting.len()),
-                "digest_at": spent.zip(receiver.budget).and_then(|(spent, budget)| spent.due(budget)).map(moment),
+                "digest_at": moment(spent.zip(receiver.budget).and_then(|(spent, budget)| spent.due(budget))),
             })
         })
-        .collect();
-    json!({
-        "notify": notifier.settings.name.as_ref(),
-        "now": moment(now),
-        "alerts": notifier.alerts.keys().map(|fingerprint| alert_view(notifier, fingerprint)).collect::<Vec<_>>(),
-        "groups": notifier.groups.iter().map(|(key, group)| group_view(notifier, key, group)).collect::<Vec<_>>(),
-        "silences": notifier.silences.view(now),
-        "receivers": receivers,
-        "notifications": notifier.history.values().collect::<Vec<_>>(),
-    })
+        .collect()
 }
 
 fn group_view(notifier: &Notifier, key: &str, group: &Group) -> Json {
-    let moment = |time: Option<Timestamp>| time.map_or(Json::Null, |time| time.to_string().into());
     let route = notifier.settings.tree.by_id(&group.route);
     let steps = notifier.settings.steps(&group.route);
+    let muted_by = route.and_then(|route| notifier.muting_interval(route, notifier.now));
     json!({
         "key": key,
         "receiver": route.map(|route| route.receiver.as_str()),
@@ -64,27 +108,43 @@ fn group_view(notifier: &Notifier, key: &str, group: &Group) -> Json {
         "repeats_at": moment(route.and_then(|route| group.repeats_at(route))),
         "escalates_at": moment(group.escalates_at(steps)),
         "escalates_to": steps.get(group.escalated).map(|(_, receiver)| receiver.as_str()),
+        "muted_by": muted_by.map(|(name, _)| name).into_iter().collect::<Vec<_>>(),
         "acknowledged": group.acknowledgement.as_ref().map(|it| json!({ "by": it.by, "at": it.at.to_string() })),
     })
 }
 
+/// The last notification of each alert in each group: found once for all of them, as there may be very many.
+fn last_told(notifier: &Notifier) -> HashMap<(&str, &str), &Json> {
+    let mut last = HashMap::new();
+    for told in notifier.history.values() {
+        let Some(key) = told["group_key"].as_str() else { continue };
+        for fingerprint in told["alerts"].as_array().into_iter().flatten().filter_map(Json::as_str) {
+            last.insert((key, fingerprint), told);
+        }
+    }
+    last
+}
+
 /// An alert, and for each of its groups the one cause why its receiver was told or not.
-fn alert_view(notifier: &Notifier, fingerprint: &str) -> Json {
+fn alert_view(notifier: &Notifier, fingerprint: &str, last: &HashMap<(&str, &str), &Json>) -> Json {
     let alert = &notifier.alerts[fingerprint];
+    let silenced_by: Vec<_> = notifier.silences.muting(alert, notifier.now).collect();
+    let inhibited_by: Vec<_> = notifier.inhibitor.inhibiting(|name| alert.label(name)).map(|(_, by)| by).into_iter().collect();
     let quiet = notifier.quiet(fingerprint, notifier.now);
-    let (silenced_by, inhibited_by) = match &quiet {
-        Some(Quiet::Silenced(silences)) => (silences.clone(), Vec::new()),
-        Some(Quiet::Inhibited(by)) => (Vec::new(), vec![by.clone()]),
-        None => (Vec::new(), Vec::new()),
-    };
-    let groups = notifier.groups.iter().filter(|(_, group)| group.members.contains(fingerprint));
-    let verdicts: Vec<_> =
-        groups.map(|(key, group)| verdict(notifier, fingerprint, key, group, quiet.as_ref())).collect();
+    let keys = notifier.memberships.get(fingerprint).into_iter().flatten();
+    let groups = keys.filter_map(|key| Some((key, notifier.groups.get(key)?)));
+    let verdicts: Vec<_> = groups
+        .map(|(key, group)| {
+            let last = last.get(&(key.as_str(), fingerprint)).copied();
+            verdict(notifier, fingerprint, key, group, quiet.as_ref(), last)
+        })
+        .collect();
     json!({
         "fingerprint": fingerprint,
         "labels": alert.labels,
         "firing": alert.is_firing,
         "starts_at": alert.starts_at.to_string(),
+        "ends_at": moment(alert.ends_at),
         "updated_at": alert.updated.to_string(),
         "record": alert.record,
         "silenced_by": silenced_by,
@@ -94,7 +154,14 @@ fn alert_view(notifier: &Notifier, fingerprint: &str) -> Json {
 }
 
 /// Why a receiver was told of an alert or not: one cause.
-fn verdict(notifier: &Notifier, fingerprint: &str, key: &str, group: &Group, quiet: Option<&Quiet>) -> Json {
+fn verdict(
+    notifier: &Notifier,
+    fingerprint: &str,
+    key: &str,
+    group: &Group,
+    quiet: Option<&Quiet>,
+    last: Option<&Json>,
+) -> Json {
     let settings = &notifier.settings;
     let route = settings.tree.by_id(&group.route);
     let receiver = route.map_or("", |route| route.receiver.as_str());
@@ -103,12 +170,7 @@ fn verdict(notifier: &Notifier, fingerprint: &str, key: &str, group: &Group, qui
         verdict.insert("cause", cause.into());
         verdict.extend(more.iter().cloned());
     };
-    let moment = |time: Option<Timestamp>| time.map_or(Json::Null, |time| time.to_string().into());
     let interval = route.and_then(|route| notifier.muting_interval(route, notifier.now));
-    let last = notifier.history.values().rev().find(|told| {
-        told["group_key"] == *key
-            && told["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(|it| it == fingerprint))
-    });
     let is_told = group.told.contains(fingerprint);
     match quiet {
         Some(Quiet::Silenced(silences)) => say("silenced", &[("silences", json!(silences))]),

@@ -22,7 +22,7 @@ use super::wiring::Wiring;
 use super::{Deciding, Done, Failure, Report, RunError, Settings};
 use crate::checkpoint::{Buffer, Checkpoints, LanePosition, Restored};
 use crate::codec::Codec;
-use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull};
+use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull, Work};
 use crate::sink::{Answer, Connected, Deliveries, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
 use crate::source::{Positions, Source, SourceContext};
 use crate::store::log::{Log, SEGMENT_BYTES};
@@ -440,8 +440,11 @@ impl Runner<'_> {
             if let Some(inbox) = wiring.inbox(TaskId::Stage(index)) {
                 let outlets = wiring.outlets(TaskId::Stage(index));
                 let metrics = self.settings.metrics.clone();
-                let names = stage.chain.nodes.iter().map(|node| Arc::clone(&node.name));
-                let inquiries = self.settings.status.inquiries.open(names);
+                let operators = stage.chain.nodes.iter().map(|node| match &node.work {
+                    Work::Operator(operator) => (Arc::clone(&node.name), operator.subject()),
+                    _ => (Arc::clone(&node.name), None),
+                });
+                let inquiries = self.settings.status.inquiries.open(operators);
                 let deadlines = Arc::clone(&self.deadlines);
                 let tell = move |deadline| deadlines.tell(index, deadline);
                 let reports = self.reports.clone();
