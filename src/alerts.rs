@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde_json::{Value as Json, json};
 
+use crate::api::to_the_second;
 use crate::cli::{AlertsAction, AlertsArguments, ReportFormat};
 use crate::client;
 use crate::commands::{address, print};
@@ -45,7 +46,7 @@ fn text(alerts: &[Json]) -> String {
     let mut text = String::new();
     for alert in alerts {
         let head = [&alert["state"], &alert["alert"], &alert["fingerprint"]].map(plain).join("  ");
-        text += &format!("{head}  since {}\n  {}\n", plain(&alert["starts_at"]), labels(&alert["labels"]));
+        text += &format!("{head}  since {}\n  {}\n", when(&alert["starts_at"]), labels(&alert["labels"]));
         if let Some(summary) = alert["annotations"]["summary"].as_str() {
             text += &format!("  {}\n", summary.lines().collect::<Vec<_>>().join(" "));
         }
@@ -59,6 +60,7 @@ fn text(alerts: &[Json]) -> String {
 /// Why a receiver was told or not, in words.
 fn cause(verdict: &Json) -> String {
     let of = |name: &str| plain(&verdict[name]);
+    let at = |name: &str| when(&verdict[name]);
     let list = |name: &str| {
         let names = verdict[name].as_array().into_iter().flatten().map(plain);
         names.collect::<Vec<_>>().join(", ")
@@ -66,13 +68,13 @@ fn cause(verdict: &Json) -> String {
     match verdict["cause"].as_str().unwrap_or_default() {
         "silenced" => format!("silenced by {}", list("silences")),
         "inhibited" => format!("inhibited by {}", of("by")),
-        "muted" => format!("muted by the interval {} until {}", of("interval"), of("until")),
-        "over_budget" => format!("over its budget: in the digest at {}", of("digest_at")),
+        "muted" => format!("muted by the interval {} until {}", of("interval"), at("until")),
+        "over_budget" => format!("over its budget: in the digest at {}", at("digest_at")),
         "digested" => "told in a digest".to_owned(),
         "acknowledged" => format!("told, and {} takes care", of("by")),
-        "notified" => format!("told at {}, again at {}", of("at"), of("repeats_at")),
-        "group_wait" => format!("waits for its group until {}", of("until")),
-        "group_interval" => format!("waits until {}, as its group was told not long ago", of("until")),
+        "notified" => format!("told at {}, again at {}", at("at"), at("repeats_at")),
+        "group_wait" => format!("waits for its group until {}", at("until")),
+        "group_interval" => format!("waits until {}, as its group was told not long ago", at("until")),
         other => other.to_owned(),
     }
 }
@@ -82,6 +84,11 @@ pub fn labels(labels: &Json) -> String {
     let labels = labels.as_object().into_iter().flatten();
     let labels: Vec<_> = labels.map(|(name, value)| format!("{name}={}", Json::from(plain(value)))).collect();
     format!("{{{}}}", labels.join(", "))
+}
+
+/// A moment as people read it.
+pub fn when(value: &Json) -> String {
+    value.as_str().map_or_else(|| plain(value), to_the_second)
 }
 
 /// A value as text; what there is none of as a dash.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Value as Json, json};
 use tocsin_pipeline::time::{Clock, SystemClock, Timestamp};
 
-use crate::alerts::{OTHERWISE, labels, plain};
+use crate::alerts::{OTHERWISE, labels, plain, when};
 use crate::cli::{ReportFormat, SilenceAction, SilenceArguments};
 use crate::client;
 use crate::commands::{address, print};
@@ -94,7 +94,7 @@ fn text(silences: &[Json]) -> String {
         let of = |name: &str| plain(&silence[name]);
         let configured = if silence["configured"] == true { ", in the configuration" } else { "" };
         text += &format!("{}  {}  {}{configured}\n", of("state"), of("id"), matchers.join(", "));
-        text += &format!("  from {} to {}", of("starts_at"), of("ends_at"));
+        text += &format!("  from {} to {}", when(&silence["starts_at"]), when(&silence["ends_at"]));
         if !silence["during"].is_null() {
             text += &format!(" during {}", silence["during"]);
         }
@@ -111,7 +111,7 @@ fn preview(told: &Json) -> String {
         count => format!("{count} alerts that fire now would be muted\n"),
     };
     for alert in alerts {
-        text += &format!("  {}  {}  since {}\n", plain(&alert["fingerprint"]), labels(&alert["labels"]), plain(&alert["starts_at"]));
+        text += &format!("  {}  {}  since {}\n", plain(&alert["fingerprint"]), labels(&alert["labels"]), when(&alert["starts_at"]));
     }
     let past = &told["notifications"];
     let of = |name: &str| past[name].as_u64().unwrap_or(0);
@@ -121,7 +121,7 @@ fn preview(told: &Json) -> String {
     text += &format!(
         "of the last {} notifications, since {}, {} would not have been sent, and {} with fewer alerts\n",
         of("looked_at"),
-        plain(&past["since"]),
+        when(&past["since"]),
         of("muted"),
         of("shortened")
     );

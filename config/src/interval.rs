@@ -112,7 +112,10 @@ impl IntervalOptions {
 
     /// As it is written.
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::to_value(&self.entries).expect("lists of texts")
+        let mut entries = serde_json::to_value(&self.entries).expect("lists of texts");
+        let tables = entries.as_array_mut().into_iter().flatten().filter_map(serde_json::Value::as_object_mut);
+        tables.for_each(|table| table.retain(|_, value| !value.is_null()));
+        entries
     }
 
     /// Only called when there are no problems.

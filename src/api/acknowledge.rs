@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value as Json, json};
 
 use super::own::{NAME_MAX, name};
-use super::{Answer, Api, Asked, Failure, answer as answered};
+use super::{Answer, Api, Asked, Failure, answer as answered, to_the_second};
 
 /// Nothing is loaded or run, the form leads here alone, and no other page shows this one.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
@@ -81,10 +81,11 @@ fn content(told: &Json, problem: Option<&str>) -> String {
         return "<h1>This is over</h1>\n<p>Nothing of it fires any more.</p>\n".to_owned();
     }
     let text = |json: &Json| escaped(json.as_str().unwrap_or_default());
+    let when = |json: &Json| escaped(&to_the_second(json.as_str().unwrap_or_default()));
     let firing = told["firing"].as_u64().unwrap_or(0);
     let mut html = match told["acknowledged"].as_object() {
         Some(attendance) => {
-            format!("<h1>{} takes care of this</h1>\n<p>Since {}.</p>\n", text(&attendance["by"]), text(&attendance["at"]))
+            format!("<h1>{} takes care of this</h1>\n<p>Since {}.</p>\n", text(&attendance["by"]), when(&attendance["at"]))
         }
         None => "<h1>Do you take care of this?</h1>\n".to_owned(),
     };
@@ -97,7 +98,7 @@ fn content(told: &Json, problem: Option<&str>) -> String {
         if let Some(summary) = alert["summary"].as_str() {
             html += &format!(": {}", escaped(summary));
         }
-        html += &format!("<br>since {}", text(&alert["starts_at"]));
+        html += &format!("<br>since {}", when(&alert["starts_at"]));
         html += &labels.iter().map(|label| format!(" <code>{label}</code>")).collect::<String>();
         html += "</li>\n";
     }

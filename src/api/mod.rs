@@ -128,3 +128,11 @@ fn moment(name: &str, text: &str) -> Result<Timestamp, Failure> {
 fn moment_of_go(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, Failure> {
     text.filter(|text| !text.is_empty() && !text.starts_with("0001-01-01T00:00:00")).map(|text| moment(name, text)).transpose()
 }
+
+/// A moment as it is shown to people, who do not count in nanoseconds.
+pub fn to_the_second(text: &str) -> String {
+    match Timestamp::parse_rfc3339(text.as_bytes()) {
+        Some(time) => Timestamp::from_secs(time.0.div_euclid(1_000_000_000)).to_string(),
+        None => text.to_owned(),
+    }
+}

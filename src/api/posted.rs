@@ -128,8 +128,10 @@ mod tests {
                 {"labels": {"a": "b"}, "startsAt": "2026-11-29T11:00:00+01:00", "endsAt": "0001-01-01T00:00:00Z"}
             ]"#,
             expect![[r#"
-                {"alert":"Down","annotations":{"summary":"gone"},"ends_at":"2026-11-29T12:05:00Z","fingerprint":"d9da15ed2b4ff437","generator_url":"http://prometheus/graph","labels":{"alertname":"Down","instance":"a:9100"},"starts_at":"2026-11-29T12:00:00Z","state":"firing"}
-                {"alert":"","annotations":{},"ends_at":"2026-11-29T11:30:00Z","fingerprint":"3f0b3f4a5a1b0b5c","generator_url":null,"labels":{"a":"b"},"starts_at":"2026-11-29T11:00:00Z","state":"resolved"}
+                {"alert":"Down","annotations":{"summary":"gone"},"ends_at":"2026-11-29T12:05:00Z","fingerprint":"2d96b846feda2766","generator_url":"http://prometheus/graph","labels":{"alertname":"Down","instance":"a:9100"},"starts_at":"2026-11-29T12:00:00Z","state":"firing"}
+                {"alert":"","annotations":{},"ends_at":"2026-11-29T11:30:00Z","fingerprint":"d2b371819297f98a","generator_url":null,"labels":{"a":"b"},"starts_at":"2026-11-29T11:00:00Z","state":"resolved"}
+                {"alert":"","annotations":{},"ends_at":"2026-11-29T11:30:00Z","fingerprint":"d2b371819297f98a","generator_url":null,"labels":{"a":"b"},"starts_at":"2026-11-29T11:30:00Z","state":"resolved"}
+                {"alert":"","annotations":{},"ends_at":"2026-11-29T12:05:00Z","fingerprint":"d2b371819297f98a","generator_url":null,"labels":{"a":"b"},"starts_at":"2026-11-29T10:00:00Z","state":"firing"}
             "#]],
         );
     }

@@ -247,7 +247,7 @@ mod tests {
             400 Bad Request: the configuration says this silence; change it there
             400 Bad Request: `matchers` of the silence: has no matcher, so that the silence would be for every alert
             400 Bad Request: one of `matchers` at least must not be true of alerts that do not have its label
-            400 Bad Request: `matchers`: "a=~\"(\"": unclosed group
+            400 Bad Request: `matchers`: "a=~\"(\"": not a regular expression: unclosed group
             400 Bad Request: the silence must begin before it ends
             400 Bad Request: the silence must end in the future
         "#]]

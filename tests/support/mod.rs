@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::disallowed_methods, reason = "tests of the whole program live in real time")]
 
+pub mod admin;
 pub mod campaign;
 pub mod kafka;
 pub mod proxy;
