@@ -220,6 +220,18 @@ impl Comparison {
         holds.into()
     }
 
+    /// The comparison that is true where this one is false, both of them compared with what has an order.
+    pub fn negated(self) -> Self {
+        match self {
+            Self::Equal => Self::NotEqual,
+            Self::NotEqual => Self::Equal,
+            Self::Less => Self::GreaterOrEqual,
+            Self::LessOrEqual => Self::Greater,
+            Self::Greater => Self::LessOrEqual,
+            Self::GreaterOrEqual => Self::Less,
+        }
+    }
+
     /// The comparison with its sides exchanged.
     pub fn reversed(self) -> Self {
         match self {
@@ -257,7 +269,7 @@ impl Literal {
         array.iter().any(|value| self.is(Field::of_value(value)))
     }
 
-    fn as_f64(&self) -> Option<f64> {
+    pub(super) fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Integer(value) => Some(*value as f64),
             Self::Float(value) => Some(*value),

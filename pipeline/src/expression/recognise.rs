@@ -22,12 +22,12 @@ pub(super) fn recognise(source: &str, paths: &mut PathTable) -> Option<Native> {
 }
 
 #[derive(Default)]
-struct Recogniser {
-    paths: Vec<OwnedValuePath>,
+pub(super) struct Recogniser {
+    pub(super) paths: Vec<OwnedValuePath>,
 }
 
 impl Recogniser {
-    fn condition(&mut self, expr: &Expr) -> Option<Node> {
+    pub(super) fn condition(&mut self, expr: &Expr) -> Option<Node> {
         match ungrouped(expr) {
             Expr::Literal(literal) => match literal.inner() {
                 AstLiteral::Boolean(value) => Some(Node::Constant((*value).into())),
@@ -152,7 +152,7 @@ impl Recogniser {
     }
 }
 
-fn ungrouped(mut expr: &Expr) -> &Expr {
+pub(super) fn ungrouped(mut expr: &Expr) -> &Expr {
     while let Expr::Container(container) = expr
         && let Container::Group(group) = container.inner()
     {
