@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tocsin_config::lints::Allowance;
 use tocsin_pipeline::time::Timestamp;
 
 use crate::recover::Cost;
@@ -25,6 +26,9 @@ pub enum Command {
     /// exits at once, which is as safe as a crash is. SIGHUP reloads the configuration.
     Run(RunArguments),
     /// Check a configuration without touching anything outside; tell every problem at once.
+    ///
+    /// Where nothing is wrong, what is hardly meant is told as warnings: `tocsin help checks` lists them. Exit status 0, or 1 where
+    /// anything was told.
     Check(CheckArguments),
     /// Run the `[[tests]]` of a configuration on a virtual clock.
     Test(ConfigurationArguments),
@@ -83,10 +87,10 @@ pub enum Command {
     Schema,
     /// Print the reference page of a kind of component, or the list of them.
     Help {
-        /// A component's type, such as `window`.
+        /// A component's type, such as `window`; `checks` or the code of one, such as `T012`.
         r#type: Option<String>,
-        /// All pages: the reference.
-        #[arg(long, conflicts_with = "type")]
+        /// All pages: the reference; with `checks`, those of all checks.
+        #[arg(long)]
         all: bool,
     },
     /// Write a starter configuration.
@@ -176,9 +180,16 @@ pub struct RunArguments {
 pub struct CheckArguments {
     #[command(flatten)]
     pub configuration: ConfigurationArguments,
+    /// Do not tell of a check, `T012`, or of it at one component, `T012:NAME`; as `daemon.allow` does.
+    #[arg(long, value_name = "CODE", value_parser = allowance)]
+    pub allow: Vec<Allowance>,
     /// How problems are told.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
+}
+
+fn allowance(text: &str) -> Result<Allowance, String> {
+    Allowance::parse(text).map_err(|(problem, help)| format!("{problem}; {help}"))
 }
 
 /// Which logs, and what of them.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
-use tocsin_config::{Plan, Report, SystemEnvironment};
+use tocsin_config::{Plan, Report, SystemEnvironment, lints};
 
 use crate::catalog::CATALOG;
 use crate::cli::{
@@ -17,6 +17,9 @@ use crate::cli::{
 use crate::{
     alerts, audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, silences, starter, state, testing,
 };
+
+/// What `tocsin help` lists the checks under.
+const CHECKS: &str = "checks";
 
 /// Does what was typed. Exit status 0: fine; 1: problems; wrong usage has exited with 2 before.
 pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -49,25 +52,36 @@ pub fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 serde_json::to_string_pretty(&tocsin_config::schema(&CATALOG)).context("writing the schema")?;
             print(&format!("{schema}\n"))
         }
-        Command::Help { all: true, .. } => print(&tocsin_config::reference(&CATALOG)),
-        Command::Help { r#type: None, .. } => {
+        Command::Help { r#type: None, all: true } => print(&tocsin_config::reference(&CATALOG)),
+        Command::Help { r#type: None, all: false } => {
             let mut help = Arguments::command().render_help().to_string();
             help.push_str(&components());
             print(&help)
         }
-        Command::Help { r#type: Some(name), .. } => match tocsin_config::reference_page(&CATALOG, &name) {
-            Some(page) => print(&page),
-            None => match tocsin_config::nearest_page(&CATALOG, &name) {
-                Some(nearest) => bail!("there is no component `{name}`; did you mean `{nearest}`?"),
-                None => bail!("there is no component `{name}`; `tocsin help` lists them"),
-            },
-        },
+        Command::Help { r#type: Some(name), all } => help(&name, all),
         Command::New { path } => new(&path),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "tocsin", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
+    }
+}
+
+/// The page of a component or of a check.
+fn help(name: &str, all: bool) -> anyhow::Result<ExitCode> {
+    if name == CHECKS {
+        return print(&if all { lints::checks_reference() } else { lints::checks() });
+    }
+    if let Some(page) = tocsin_config::reference_page(&CATALOG, name) {
+        return print(&page);
+    }
+    if let Some(lint) = lints::lint(name) {
+        return print(&lints::page(lint));
+    }
+    match tocsin_config::nearest_page(&CATALOG, name).or_else(|| lints::nearest_check(name)) {
+        Some(nearest) => bail!("there is no component `{name}`; did you mean `{nearest}`?"),
+        None => bail!("there is no component `{name}`; `tocsin help` lists them, `tocsin help {CHECKS}` the checks"),
     }
 }
 
@@ -120,24 +134,30 @@ pub fn address(
 }
 
 fn check(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
-    match (read(&arguments.configuration), arguments.format) {
-        (Ok(plan), ReportFormat::Text) => print(&format!(
-            "fine: {} sources, {} operators, {} sinks, {} tests\n",
-            plan.sources.len(),
-            plan.operators.len(),
-            plan.sinks.len(),
-            plan.tests.len()
-        )),
-        (Ok(_), ReportFormat::Json) => Ok(ExitCode::SUCCESS),
-        (Err(report), ReportFormat::Text) => {
-            eprint!("{}", report.render(std::io::stderr().is_terminal()));
-            Ok(ExitCode::from(1))
+    let report = match read(&arguments.configuration) {
+        Ok(mut plan) => {
+            plan.findings.allow(&arguments.allow);
+            if plan.findings.problems.is_empty() {
+                let (sources, operators) = (plan.sources.len(), plan.operators.len());
+                let (sinks, tests) = (plan.sinks.len(), plan.tests.len());
+                return match arguments.format {
+                    ReportFormat::Text => print(&format!(
+                        "fine: {sources} sources, {operators} operators, {sinks} sinks, {tests} tests\n"
+                    )),
+                    ReportFormat::Json => Ok(ExitCode::SUCCESS),
+                };
+            }
+            plan.findings
         }
-        (Err(report), ReportFormat::Json) => {
+        Err(report) => report,
+    };
+    match arguments.format {
+        ReportFormat::Text => eprint!("{}", report.render(std::io::stderr().is_terminal())),
+        ReportFormat::Json => {
             print(&report.json_lines())?;
-            Ok(ExitCode::from(1))
         }
     }
+    Ok(ExitCode::from(1))
 }
 
 fn audit(arguments: AuditArguments) -> anyhow::Result<ExitCode> {

@@ -30,6 +30,9 @@ use crate::reload::{self, Answer, Reloads, Request};
 use crate::views::{View, Views};
 use crate::{lanes, poison, progress};
 
+/// The code of the lint that finds alerts which a restart forgets.
+const FORGOTTEN: &str = "T056";
+
 /// A graph that is busy with a checkpoint that does not come to its end is not waited for longer.
 const HEEDED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,6 +50,7 @@ pub struct Options {
 /// Runs the plan to its end.
 pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
     crate::logging::init(plan.daemon.log.as_str());
+    tell_findings(&plan, options.data_dir.is_some());
     let threads = threads(&plan);
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -61,6 +65,16 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<ExitCode> {
     // interrupted would complain: the process ends here, and they with it.
     std::mem::forget(executor);
     outcome
+}
+
+/// Logs what lints have found: the daemon starts with it.
+fn tell_findings(plan: &Plan, has_data_dir: bool) {
+    // That nothing is kept is told by itself, and is not so where the folder is given on the command line.
+    let is_told = |code: Option<&str>| !has_data_dir || code != Some(FORGOTTEN);
+    for finding in plan.findings.problems.iter().filter(|finding| is_told(finding.code)) {
+        let code = finding.code.unwrap_or_default();
+        tracing::warn!(code, "{} ({})", finding.line(), finding.help.as_deref().unwrap_or_default());
+    }
 }
 
 /// How many threads work on records.
@@ -290,6 +304,7 @@ async fn follow(
                 continue;
             }
         };
+        tell_findings(&new, daemon.options.data_dir.is_some());
         fault::point("reload.checked");
         let verdicts = tocsin_pipeline::evolution::compare(&facts, &build(&new).facts());
         let forbidden: Vec<_> = losses(&verdicts)

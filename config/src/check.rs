@@ -1,5 +1,7 @@
 //! Checking: text in, a plan or all its problems out. Nothing but the [`Environment`] is asked of the outside world.
 
+mod findings;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use crate::component::{
 };
 use crate::fields::{self, Operators, Reader};
 use crate::graph::{self, Graph, Inputs, Kind, RelayVertex, Vertex};
+use crate::lints;
 use crate::options::{DaemonOptions, SinkOptions, SourceOptions};
 use crate::plan::{
     ComponentId, Place as PlanPlace, Plan, PlannedOperator, PlannedRelay, PlannedSink, PlannedSource, Test,
@@ -420,6 +423,8 @@ impl<'a> Checker<'a> {
     fn finish(mut self) -> Result<Plan, Report> {
         let store = self.daemon.iter().find(|(key, _)| key.name == "checkpoint_store");
         let store = store.map(|(_, node)| node.place.clone());
+        let daemon_place = self.daemon.first().map_or(0..0, |(key, _)| key.place.clone());
+        let daemon_node = Node { place: daemon_place, value: Value::Table(self.daemon.clone()) };
         let daemon = self.daemon_options();
         let components = std::mem::take(&mut self.components);
         let (mut vertices, mut drafts, mut written) = (Vec::new(), Vec::new(), Vec::new());
@@ -435,6 +440,7 @@ impl<'a> Checker<'a> {
         }
         self.commands(&mut vertices, &mut drafts, &mut written);
         let silences = self.silences();
+        self.problems.extend(findings::problems_of_allowances(&daemon_node, &vertices, self.is_partial));
         let is_empty = !self.is_partial && self.problems.is_empty();
         if is_empty && !vertices.iter().any(|vertex| vertex.kind == Kind::Source) {
             let message = "the configuration has no source";
@@ -449,15 +455,28 @@ impl<'a> Checker<'a> {
         if !self.problems.is_empty() {
             return Err(self.sources.report(self.problems, &self.secrets));
         }
+        let daemon = daemon.unwrap_or_default();
+        let view = lints::View {
+            members: findings::members(&vertices, &drafts, &written, &graph),
+            edges: findings::edges(&graph),
+            daemon: &daemon,
+            daemon_node: &daemon_node,
+            silences: &silences,
+            tests: &tests,
+            secrets: &self.secrets.places,
+            now: self.environment.now(),
+        };
+        let found = lints::find(&view, &self.sources.all);
         let mut plan = Plan {
-            daemon: daemon.unwrap_or_default(),
+            daemon,
             sources: Vec::new(),
             operators: Vec::new(),
             sinks: Vec::new(),
             edges: graph.edges,
             relays: Vec::new(),
-            silences: silences.into(),
+            silences: silences.into_iter().map(|(silence, _)| silence).collect(),
             tests,
+            findings: self.sources.report(found, &self.secrets),
         };
         let mut parts: Vec<_> = drafts
             .into_iter()
@@ -549,7 +568,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn silences(&mut self) -> Vec<Silence> {
+    fn silences(&mut self) -> Vec<(Silence, Node<'a>)> {
         let shape = Shape::of(SilenceOptions::json_schema);
         let mut silences = Vec::new();
         for mut node in std::mem::take(&mut self.silences) {
@@ -562,7 +581,7 @@ impl<'a> Checker<'a> {
             let read = |value: ValueDeserializer<'_>| SilenceOptions::deserialize(value);
             let options = self.parse(&node, &shape, "silences", read, SilenceOptions::problems);
             if let Some(options) = options.filter(|options| options.problems().is_empty()) {
-                silences.push(options.build());
+                silences.push((options.build(), node));
             }
         }
         silences

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::facts::{Audience, Facts};
 use crate::silence::Silence;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -209,6 +210,11 @@ pub trait SourceConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         None
     }
 
+    /// Whether what it reads comes to the daemon's admin address.
+    fn is_at_admin(&self) -> bool {
+        false
+    }
+
     /// The ends of a topic on the servers that this source reads from. `written` is all its options as they are written, which hold
     /// how it connects. `None`: it reads from no such servers.
     fn relay(&self, _relay: &Relay, _written: &Json) -> Option<RelayOptions> {
@@ -280,6 +286,11 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         None
     }
 
+    /// What it tells of itself, for the lints.
+    fn facts(&self) -> Facts {
+        Facts::Nothing
+    }
+
     /// Whether what people say to the daemon is for it: then it reads the source [`COMMANDS`](crate::COMMANDS) too.
     fn obeys(&self) -> bool {
         false
@@ -319,6 +330,11 @@ pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// Whether what it writes becomes visible by a transaction that ends with the checkpoint.
     fn is_transactional(&self) -> bool {
         false
+    }
+
+    /// Who reads what it writes: people, where somebody else may have to be told in their place.
+    fn audience(&self) -> Audience {
+        if self.hands_on() { Audience::People } else { Audience::Whoever }
     }
 
     /// How many records a state holds that are still to be delivered: what is lost if nobody goes on from it.
@@ -373,6 +389,7 @@ pub trait AnySource: Send + Sync {
     fn default_codec(&self) -> &'static str;
     fn partitioned(&self) -> Option<Partitioned>;
     fn sharing(&self, folder: &Path) -> Option<Box<dyn Sharing>>;
+    fn is_at_admin(&self) -> bool;
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions>;
     fn names_file(&self, path: &Path, folder: &Path) -> bool;
     fn kept(&self, folder: &Path) -> Option<Box<dyn Kept>>;
@@ -404,6 +421,10 @@ impl<C: SourceConfig> AnySource for C {
         SourceConfig::sharing(self, folder)
     }
 
+    fn is_at_admin(&self) -> bool {
+        SourceConfig::is_at_admin(self)
+    }
+
     fn relay(&self, relay: &Relay, written: &Json) -> Option<RelayOptions> {
         SourceConfig::relay(self, relay, written)
     }
@@ -432,6 +453,7 @@ pub trait AnyOperator: Send + Sync {
     fn fields(&self) -> Option<BTreeSet<String>>;
     fn reads_fields(&self) -> Vec<FieldRead>;
     fn repartition(&self) -> Option<Repartition>;
+    fn facts(&self) -> Facts;
     fn obeys(&self) -> bool;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -478,6 +500,10 @@ impl<C: OperatorConfig> AnyOperator for C {
         OperatorConfig::repartition(self)
     }
 
+    fn facts(&self) -> Facts {
+        OperatorConfig::facts(self)
+    }
+
     fn obeys(&self) -> bool {
         OperatorConfig::obeys(self)
     }
@@ -496,6 +522,7 @@ pub trait AnySink: Send + Sync {
     fn is_transactional(&self) -> bool;
     fn hands_on(&self) -> bool;
     fn ports(&self) -> Ports;
+    fn audience(&self) -> Audience;
     fn state_shape(&self) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
@@ -528,6 +555,10 @@ impl<C: SinkConfig> AnySink for C {
     fn ports(&self) -> Ports {
         let failed = SinkConfig::hands_on(self).then(|| "failed".to_owned());
         std::iter::once("rejected".to_owned()).chain(failed).collect()
+    }
+
+    fn audience(&self) -> Audience {
+        SinkConfig::audience(self)
     }
 
     fn state_shape(&self) -> Json {

@@ -8,9 +8,11 @@ mod check;
 pub mod component;
 #[cfg(test)]
 mod fakes;
+pub mod facts;
 mod fields;
 mod graph;
 pub mod interval;
+pub mod lints;
 mod load;
 pub mod matcher;
 pub mod options;
@@ -32,7 +34,7 @@ pub use check::{SourceFile, check};
 pub use load::load;
 pub use plan::Plan;
 pub use reference::{nearest_page, reference, reference_page};
-pub use report::{Excerpt, Note, Report, Reported};
+pub use report::{Excerpt, Level, Note, Report, Reported};
 pub use schema::schema;
 pub use substitute::{EmptyEnvironment, Environment, SystemEnvironment};
 

@@ -51,7 +51,8 @@ impl Matcher {
         Ok(Self { name, relation, value, pattern })
     }
 
-    fn is_true_of(&self, value: &str) -> bool {
+    /// Whether it is true of a label of this value.
+    pub(crate) fn is_true_of(&self, value: &str) -> bool {
         match (&self.pattern, self.relation) {
             (Some(pattern), Relation::Matches) => pattern.is_match(value.as_bytes()),
             (Some(pattern), _) => !pattern.is_match(value.as_bytes()),

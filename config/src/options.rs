@@ -57,6 +57,10 @@ pub struct DaemonOptions {
     /// How much the daemon tells of itself on stderr.
     #[serde(default)]
     pub log: LogLevel,
+    /// What `tocsin check` does not tell because it is meant: codes such as `"T012"`, or `"T012:NAME"` for one component. `tocsin help checks`
+    /// lists them.
+    #[serde(default)]
+    pub allow: Vec<String>,
 }
 
 /// How much the daemon tells of itself; each level includes those before it.
@@ -101,6 +105,7 @@ impl Default for DaemonOptions {
             memory: memory(),
             shutdown_timeout: fifteen_seconds(),
             log: LogLevel::default(),
+            allow: Vec::new(),
         }
     }
 }

@@ -12,6 +12,7 @@ use tocsin_pipeline::time::Timestamp;
 
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource};
 use crate::options::{BufferOptions, DaemonOptions, OnDecodeError};
+use crate::report::Report;
 use crate::silence::Silence;
 use tocsin_pipeline::timestamp::TimestampOptions;
 
@@ -35,6 +36,8 @@ pub struct Plan {
     pub silences: Arc<[Silence]>,
     /// In the order of the configuration.
     pub tests: Vec<Test>,
+    /// What the lints have found, see [`lints`](crate::lints).
+    pub findings: Report,
 }
 
 /// A component of a plan: its kind, and its number in the plan's list of that kind.

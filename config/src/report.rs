@@ -6,10 +6,31 @@ use std::sync::{Arc, LazyLock};
 
 use serde::Serialize;
 
-/// All problems of a configuration, in the order of its files.
+use crate::lints::Allowance;
+
+/// All problems of a configuration, or all that its lints have found, in the order of its files.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub problems: Vec<Reported>,
+}
+
+/// Whether a configuration can be run with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// It cannot.
+    Error,
+    /// It can, and is hardly what was meant.
+    Warning,
+}
+
+impl Level {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
 }
 
 /// A problem and its place. It holds no secret: those of the line are hidden already.
@@ -17,6 +38,13 @@ pub struct Report {
 pub struct Reported {
     #[serde(flatten)]
     pub at: Excerpt,
+    pub level: Level,
+    /// Of what a lint has found, its code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// Of what a lint has found, the component that it is about: what can be allowed it. `silences` and `daemon` where it is no component.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
     /// What is wrong, in lower case, without a full stop.
     pub message: String,
     /// The way out.
@@ -60,7 +88,16 @@ impl Report {
     /// A problem with a file as a whole.
     pub fn of_file(file: impl Into<String>, message: impl Into<String>, help: Option<String>) -> Self {
         let at = Excerpt { file: file.into(), ..Excerpt::default() };
-        Self { problems: vec![Reported { at, message: message.into(), help, notes: Vec::new() }] }
+        let (message, level) = (message.into(), Level::Error);
+        Self { problems: vec![Reported { at, level, code: None, component: None, message, help, notes: Vec::new() }] }
+    }
+
+    /// Leaves out what is allowed.
+    pub fn allow(&mut self, allowances: &[Allowance]) {
+        self.problems.retain(|problem| {
+            let (code, component) = (problem.code.unwrap_or_default(), problem.component.as_deref().unwrap_or_default());
+            !allowances.iter().any(|allowance| allowance.is_for(code, component))
+        });
     }
 
     /// For a person, with ANSI colours or without.
@@ -68,11 +105,12 @@ impl Report {
         let style = |code: &str, text: &str| {
             if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
         };
-        let (mut text, bold, red, blue) = (String::new(), "1", "1;31", "1;34");
+        let (mut text, bold, red, yellow, blue) = (String::new(), "1", "1;31", "1;33", "1;34");
         for problem in self.problems.iter().take(REPORTED_MAX) {
             let (place, message) = (problem.at.place(), escape(&problem.message));
-            let _ = writeln!(text, "{}: {}: {}", style(bold, &place), style(red, "error"), style(bold, &message));
-            problem.at.render(&mut text, &|pointer| style(red, pointer));
+            let (level, loud) = (problem.heading(), if problem.level == Level::Error { red } else { yellow });
+            let _ = writeln!(text, "{}: {}: {}", style(bold, &place), style(loud, &level), style(bold, &message));
+            problem.at.render(&mut text, &|pointer| style(loud, pointer));
             for note in &problem.notes {
                 let place = note.at.place();
                 let _ = writeln!(text, "{}: {}: {}", style(bold, &place), style(blue, "note"), escape(&note.message));
@@ -83,18 +121,38 @@ impl Report {
             }
             text.push('\n');
         }
+        let noun = if self.problems.iter().any(|problem| problem.level == Level::Error) { "problem" } else { "finding" };
         let _ = match self.problems.len() {
-            1 => writeln!(text, "1 problem"),
-            count if count <= REPORTED_MAX => writeln!(text, "{count} problems"),
-            count => writeln!(text, "{count} problems, of which the first {REPORTED_MAX} are shown"),
+            1 => write!(text, "1 {noun}"),
+            count if count <= REPORTED_MAX => write!(text, "{count} {noun}s"),
+            count => write!(text, "{count} {noun}s, of which the first {REPORTED_MAX} are shown"),
         };
+        if let Some(code) = self.problems.iter().find_map(|problem| problem.code) {
+            let _ = write!(text, "; `tocsin help {code}` tells more, and how to allow what is meant");
+        }
+        text.push('\n');
         text
     }
 
-    /// A JSON object per problem and line: `file`, `line`, `column`, `message`, `help`, `notes`.
+    /// A JSON object per problem and line: `file`, `line`, `column`, `level`, `code`, `component`, `message`, `help`, `notes`.
     pub fn json_lines(&self) -> String {
         let line = |problem| serde_json::to_string(problem).expect("text and numbers are always JSON") + "\n";
         self.problems.iter().take(REPORTED_MAX).map(line).collect()
+    }
+}
+
+impl Reported {
+    /// What it is: `error`, `warning[T012]`.
+    fn heading(&self) -> String {
+        match self.code {
+            Some(code) => format!("{}[{code}]", self.level.as_str()),
+            None => self.level.as_str().to_owned(),
+        }
+    }
+
+    /// In one line, for a log.
+    pub fn line(&self) -> String {
+        format!("{}: {}", self.at.place(), escape(&self.message))
     }
 }
 
@@ -161,6 +219,8 @@ pub(crate) struct Secrets {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) place: Range<usize>,
+    /// Of what a lint has found, its code and what it is about.
+    pub(crate) code: Option<(&'static str, String)>,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
     pub(crate) notes: Vec<(Range<usize>, String)>,
@@ -168,7 +228,12 @@ pub(crate) struct Found {
 
 impl Found {
     pub(crate) fn new(place: &Range<usize>, message: impl Into<String>) -> Self {
-        Self { place: place.clone(), message: message.into(), help: None, notes: Vec::new() }
+        Self { place: place.clone(), code: None, message: message.into(), help: None, notes: Vec::new() }
+    }
+
+    pub(crate) fn code(mut self, code: &'static str, component: &str) -> Self {
+        self.code = Some((code, component.to_owned()));
+        self
     }
 
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
@@ -229,6 +294,9 @@ impl Sources {
             .into_iter()
             .map(|problem| Reported {
                 at: self.excerpt(&problem.place, secrets),
+                level: if problem.code.is_some() { Level::Warning } else { Level::Error },
+                code: problem.code.as_ref().map(|(code, _)| *code),
+                component: problem.code.map(|(_, component)| component),
                 message: secrets.hide(problem.message),
                 help: problem.help.map(|help| secrets.hide(help)),
                 notes: problem

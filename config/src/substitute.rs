@@ -5,6 +5,8 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
+use tocsin_pipeline::time::{Clock, SystemClock, Timestamp};
+
 /// Where variables and secret files come from.
 pub trait Environment {
     /// `None` if it is not set.
@@ -18,6 +20,11 @@ pub trait Environment {
     /// # Errors
     /// When it cannot be read, with the reason.
     fn file(&self, path: &Path, limit: u64) -> Result<String, String>;
+
+    /// What time it is, for what may be over; `None`: nobody knows.
+    fn now(&self) -> Option<Timestamp> {
+        None
+    }
 }
 
 /// That of the process.
@@ -35,6 +42,10 @@ impl Environment for SystemEnvironment {
 
     fn file(&self, path: &Path, limit: u64) -> Result<String, String> {
         read_text(path, limit)
+    }
+
+    fn now(&self) -> Option<Timestamp> {
+        Some(SystemClock::default().now())
     }
 }
 

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
 use tocsin_config::component::{Assigns, BuildContext, FieldRead, Keying, OperatorConfig, Problem};
+use tocsin_config::facts::{Branch, Facts};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::{Condition, Diagnostic};
@@ -65,6 +66,11 @@ impl OperatorConfig for Config {
 
     fn reads_fields(&self) -> Vec<FieldRead> {
         of_condition("condition", &self.condition)
+    }
+
+    fn facts(&self) -> Facts {
+        let condition = self.condition.clone();
+        Facts::Branches(vec![Branch { option: "condition".to_owned(), condition, port: None }])
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

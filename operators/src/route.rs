@@ -6,6 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{Assigns, BuildContext, FieldRead, Keying, OperatorConfig, Problem};
+use tocsin_config::facts::{Branch, Facts};
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::expression::Condition;
@@ -92,6 +93,15 @@ impl OperatorConfig for Config {
 
     fn reads_fields(&self) -> Vec<FieldRead> {
         self.routes.iter().flat_map(|(name, condition)| of_condition(&format!("routes.{name}"), condition)).collect()
+    }
+
+    fn facts(&self) -> Facts {
+        let branch = |(name, condition): (&String, &String)| Branch {
+            option: format!("routes.{name}"),
+            condition: condition.clone(),
+            port: Some(name.clone()),
+        };
+        Facts::Branches(self.routes.iter().map(branch).collect())
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {

@@ -4,6 +4,7 @@ use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::{BuildContext, SinkConfig};
+use tocsin_config::facts::Audience;
 use tocsin_pipeline::sink::{Sink, SinkContext, SinkError, SinkInput, SinkState};
 
 use crate::receipts::Receipts;
@@ -27,6 +28,10 @@ pub(crate) struct Config {}
 
 impl SinkConfig for Config {
     const NAME: &'static str = "blackhole";
+
+    fn audience(&self) -> Audience {
+        Audience::Nobody
+    }
 
     fn guarantee(&self) -> &'static str {
         "nothing is kept"

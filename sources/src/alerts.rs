@@ -41,6 +41,10 @@ impl SourceConfig for Config {
         true
     }
 
+    fn is_at_admin(&self) -> bool {
+        true
+    }
+
     fn default_codec(&self) -> &'static str {
         "json"
     }

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
 use tocsin_config::component::{BuildContext, FieldRead, Keying, Makes, OperatorConfig, Problem, Told};
+use tocsin_config::facts::{Facts, LabelText, RuleFacts, Watched};
 use tocsin_config::types::Duration;
 use tocsin_pipeline::codec::Projection;
 use tocsin_pipeline::expression::{Condition, Diagnostic, Expression};
@@ -371,6 +372,37 @@ impl OperatorConfig for Config {
                 Keying::ByWindow { otherwise: fields.iter().map(|name| format!(".{}", path_of_field(name))).collect() }
             }
         }
+    }
+
+    fn facts(&self) -> Facts {
+        let text = |text: &String| match Template::compile(text, Escape::None) {
+            Ok(label) if text.contains("{{") || text.contains("{%") => LabelText::Of(label.variables().clone()),
+            _ => LabelText::Fixed(vec![text.clone()]),
+        };
+        let alone = self.condition.iter().map(|condition| Watched {
+            option: "condition".to_owned(),
+            condition: condition.clone(),
+            for_option: "for".to_owned(),
+            pending_for: self.pending_for.0,
+        });
+        let levels = self.levels.iter().enumerate().map(|(at, level)| Watched {
+            option: format!("levels[{at}].condition"),
+            condition: level.condition.clone(),
+            for_option: level.pending_for.map_or_else(|| "for".to_owned(), |_| format!("levels[{at}].for")),
+            pending_for: level.pending_for.unwrap_or(self.pending_for).0,
+        });
+        let mut labels: BTreeMap<_, _> = self.labels.iter().map(|(name, label)| (name.clone(), text(label))).collect();
+        if !self.levels.is_empty() {
+            let severities = self.levels.iter().map(|level| level.severity.clone()).collect();
+            labels.insert(self.level_label.clone(), LabelText::Fixed(severities));
+        }
+        Facts::Rule(RuleFacts {
+            conditions: alone.chain(levels).collect(),
+            resolve_after: self.resolve_after.map(|after| after.0),
+            keys: self.group_by.as_ref().map(|keys| keys.iter().map(|source| key_name(source)).collect()),
+            labels,
+            annotations: self.annotations.keys().cloned().collect(),
+        })
     }
 
     /// Keys are labels too, unless a label of the same name says something else.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tocsin_config::component::Problem;
 
 use super::route::problems_of_matchers;
+use tocsin_config::facts::InhibitFacts;
 use tocsin_config::matcher::Matchers;
 
 /// No list of rules is longer.
@@ -45,6 +46,17 @@ pub(super) fn problems(rules: &[InhibitOptions]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What the rules tell of themselves. Only called when there are no problems.
+pub(super) fn facts(rules: &[InhibitOptions]) -> Vec<InhibitFacts> {
+    let rules = rules.iter().enumerate().map(|(at, rule)| InhibitFacts {
+        option: format!("inhibit[{at}]"),
+        source: Matchers::all(&rule.source),
+        target: Matchers::all(&rule.target),
+        equal: rule.equal.clone(),
+    });
+    rules.collect()
 }
 
 /// The alerts that fire, by the rules of which they are sources. It follows from them, and is made anew after a

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
 use tocsin_config::component::{BuildContext, Keying, OperatorConfig, Problem};
+use tocsin_config::facts::{BudgetFacts, Facts, NotifierFacts};
 use tocsin_config::interval::IntervalOptions;
 use tocsin_config::matcher::Matchers;
 use tocsin_config::types::{Duration, Secret};
@@ -264,6 +265,21 @@ impl OperatorConfig for Config {
 
     fn needs_time(&self) -> bool {
         true
+    }
+
+    fn facts(&self) -> Facts {
+        let budgets = self.receivers.iter().filter_map(|(name, receiver)| {
+            let budget = receiver.budget.as_ref()?;
+            Some((name.clone(), BudgetFacts { max: budget.max, per: budget.per.0 }))
+        });
+        Facts::Notifier(Box::new(NotifierFacts {
+            root: self.root().facts(),
+            inhibits: inhibit::facts(&self.inhibit),
+            intervals: self.intervals.iter().map(|(name, interval)| (name.clone(), interval.build())).collect(),
+            budgets: budgets.collect(),
+            critical: Matchers::all(&self.critical),
+            has_link: self.acknowledge.is_some(),
+        }))
     }
 
     fn obeys(&self) -> bool {

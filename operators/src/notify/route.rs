@@ -6,6 +6,7 @@ use std::time::Duration as Span;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tocsin_config::component::Problem;
+use tocsin_config::facts::RouteFacts;
 use tocsin_config::types::Duration;
 
 use tocsin_config::matcher::{Matchers, quoted};
@@ -106,6 +107,50 @@ impl RootOptions<'_> {
         named(self.routes, &mut names, 0);
         names.into_iter().filter(|name| *name != DEFAULT).map(str::to_owned).collect()
     }
+}
+
+impl RootOptions<'_> {
+    /// What the routes tell of themselves. Only called when there are no problems.
+    pub(super) fn facts(&self) -> RouteFacts {
+        let mut root = RouteFacts {
+            option: String::new(),
+            matchers: Matchers::default(),
+            receiver: self.receiver.to_owned(),
+            is_continued: false,
+            group_by: self.group_by.to_vec(),
+            group_wait: self.group_wait,
+            group_interval: self.group_interval,
+            repeat_interval: self.repeat_interval,
+            mute: Vec::new(),
+            active: Vec::new(),
+            escalate: steps(self.escalate),
+            routes: Vec::new(),
+        };
+        root.routes = facts_within(&root, "routes", self.routes);
+        root
+    }
+}
+
+fn facts_within(above: &RouteFacts, option: &str, routes: &[RouteOptions]) -> Vec<RouteFacts> {
+    let within = |(at, options): (usize, &RouteOptions)| {
+        let mut route = RouteFacts {
+            option: format!("{option}[{at}]"),
+            matchers: Matchers::all(&options.matchers),
+            receiver: options.receiver.clone().unwrap_or_else(|| above.receiver.clone()),
+            is_continued: options.is_continued,
+            group_by: options.group_by.clone().unwrap_or_else(|| above.group_by.clone()),
+            group_wait: options.group_wait.map_or(above.group_wait, |time| time.0),
+            group_interval: options.group_interval.map_or(above.group_interval, |time| time.0),
+            repeat_interval: options.repeat_interval.map_or(above.repeat_interval, |time| time.0),
+            mute: options.mute.clone(),
+            active: options.active.clone(),
+            escalate: options.escalate.as_deref().map_or_else(|| above.escalate.clone(), steps),
+            routes: Vec::new(),
+        };
+        route.routes = facts_within(&route, &format!("{}.routes", route.option), &options.routes);
+        route
+    };
+    routes.iter().enumerate().map(within).collect()
 }
 
 fn named<'o>(routes: &'o [RouteOptions], names: &mut BTreeSet<&'o str>, depth: usize) {

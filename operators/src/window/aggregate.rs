@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tocsin_pipeline::codec::{PathTable, Projection};
-use tocsin_pipeline::expression::{Condition, Diagnostic, Expression};
+use tocsin_pipeline::expression::{Condition, Diagnostic, Expression, Known};
 use vrl::parser::ast::{Expr, Literal, RootExpr};
 
 /// The functions, as they are told where none is recognised.
@@ -96,6 +96,21 @@ impl Aggregate {
             Argument::Condition(condition) => condition.reads(),
             Argument::Value(expression) => expression.reads(),
         }
+    }
+}
+
+/// What is known of the values of a call. A window without a record is not emitted, so that there is at least one to count.
+pub(super) fn known(source: &str) -> Known {
+    let Ok((function, argument)) = call(source) else { return Known::Nothing };
+    let number = |least: f64, is_integer, is_nullable| Known::Number { least, is_integer, is_nullable };
+    match (function, argument) {
+        (Function::Count, None) => number(1.0, true, false),
+        (Function::Count, Some(_)) | (Function::Distinct, _) => number(0.0, true, false),
+        (Function::Rate, _) => number(0.0, false, false),
+        (Function::Sum, _) => number(f64::NEG_INFINITY, false, false),
+        (Function::Mean | Function::Quantile(_), _) => number(f64::NEG_INFINITY, false, true),
+        // They may be times, or anything.
+        (Function::Min | Function::Max | Function::First | Function::Last, _) => Known::Nothing,
     }
 }
 

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value as Json, json};
 use tocsin_config::component::{BuildContext, FieldRead, Keying, Makes, OperatorConfig, Problem};
+use tocsin_config::facts::{Facts, WindowFacts};
 use tocsin_config::types::{ByteSize, Duration};
 use tocsin_pipeline::codec::PathTable;
 use tocsin_pipeline::event::{Lane, Origin};
@@ -322,6 +323,21 @@ impl OperatorConfig for Config {
     fn reads_fields(&self) -> Vec<FieldRead> {
         let keys = self.group_by.iter().enumerate();
         keys.flat_map(|(at, source)| of_expression(&format!("group_by.{at}"), source)).collect()
+    }
+
+    fn facts(&self) -> Facts {
+        let (size, every) = match (&self.tumbling, &self.hopping) {
+            (Some(size), _) => (*size, *size),
+            (None, Some(hopping)) => (hopping.size, hopping.every),
+            (None, None) => return Facts::Nothing,
+        };
+        Facts::Window(WindowFacts {
+            size: size.0,
+            every: every.0,
+            lateness: self.lateness.0,
+            keys: self.group_by.iter().filter_map(|source| name_of(source)).collect(),
+            aggregates: self.aggregates.iter().map(|(name, call)| (name.clone(), aggregate::known(call))).collect(),
+        })
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Built {
