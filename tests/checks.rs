@@ -136,11 +136,11 @@ fn rule(aggregate: &str, options: &str) -> String {
 #[test]
 fn values_of_windows_are_known_through_a_filter_and_no_further() {
     check("T001", &rule("count()", "condition = '.n == \"5\"'"), expect![[r#"
-        a.toml:15:13: no record fulfils this condition, so that `rule` never fires
+        a.toml:16:13: no record fulfils this condition, so that `rule` never fires
     "#]]);
     check("T001", &rule("first(.n)", "condition = '.n == \"5\"'"), expect![[""]]);
     check("T001", &rule("distinct(.user)", "condition = '.n < 0'"), expect![[r#"
-        a.toml:15:13: no record fulfils this condition, so that `rule` never fires
+        a.toml:16:13: no record fulfils this condition, so that `rule` never fires
     "#]]);
     check("T001", &rule("sum(.n)", "condition = '.n < 0'"), expect![[""]]);
     let remap = rule("count()", "condition = '.n < 0'").replace("type = \"filter\"", "type = \"remap\"");
@@ -149,7 +149,7 @@ fn values_of_windows_are_known_through_a_filter_and_no_further() {
     check("T003", &rule("count()", "condition = '.n == 0 || .host == \"a\"'"), expect![[""]]);
     check("T002", &rule("mean(.n)", "condition = '.n >= 0 || .n < 0'"), expect![[""]]);
     check("T002", &rule("rate()", "condition = '.n >= 0 || .n < 0'"), expect![[r#"
-        a.toml:15:13: every window fulfils this condition, so that `rule` fires for each key and no window resolves it
+        a.toml:16:13: every window fulfils this condition, so that `rule` fires for each key and no window resolves it
     "#]]);
     check("T002", "[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \"true\"\n", expect![[""]]);
 }
@@ -158,11 +158,11 @@ fn values_of_windows_are_known_through_a_filter_and_no_further() {
 fn times_of_a_rule_are_held_against_how_far_windows_are_apart() {
     check("T004", &rule("count()", "condition = '.n > 5'\nfor = \"1m\""), expect![[""]]);
     check("T004", &rule("count()", "condition = '.n > 5'\nfor = \"59s\""), expect![[r#"
-        a.toml:16:7: there is a window each 1m, so that `for = "59s"` waits for the next one as `for = "1m"` does
+        a.toml:17:7: there is a window each 1m, so that `for = "59s"` waits for the next one as `for = "1m"` does
     "#]]);
     check("T005", &rule("count()", "condition = '.n > 5'\nresolve_after = \"1m\""), expect![[""]]);
     check("T005", &rule("count()", "condition = '.n > 5'\nfor = \"2m\"\nresolve_after = \"59s\""), expect![[r#"
-        a.toml:17:17: there is a window each 1m, and after 59s without one an alert is given up before the next window comes, and with `for` it never fires
+        a.toml:18:17: there is a window each 1m, and after 59s without one an alert is given up before the next window comes, and with `for` it never fires
     "#]]);
     let plain = "[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\nfor = \"1s\"\nresolve_after = \"1s\"\n";
     check("T004", plain, expect![[""]]);
@@ -173,13 +173,18 @@ fn times_of_a_rule_are_held_against_how_far_windows_are_apart() {
 fn labels_and_keys_that_have_few_values_are_left_alone() {
     let plain = |options: &str| format!("[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\n{options}\n");
     check("T006", &plain("group_by = [\".host\", \".request_id\"]"), expect![[r#"
-        a.toml:5:21: `request_id` differs from record to record, so that each makes an alert of its own
+        a.toml:5:22: `request_id` differs from record to record, so that each makes an alert of its own
     "#]]);
     check("T006", &plain("group_by = [\".message_type\"]\nannotations = { what = \"{{ message }}\" }"), expect![[""]]);
     check("T006", &plain("labels = { message = \"fixed\" }"), expect![[""]]);
+    let keyed = plain("group_by = [\".host\"]\nlabels = { what = \"{{ msg }}\" }");
+    check("T006", &keyed, expect![[""]]);
+    check("T007", &keyed, expect![[r#"
+        a.toml:6:19: `msg` is another one each time: the label says what it was when the alert began, and silences and routes cannot go by it
+    "#]]);
     check("T007", &rule("count()", "condition = '.n > 5'\nlabels = { host = \"{{ host }}\" }"), expect![[""]]);
     check("T007", &rule("count()", "condition = '.n > 5'\nlabels = { at = \"{{ window_end }}\" }"), expect![[r#"
-        a.toml:16:17: `window_end` is another one in each window: the label says what it was when the alert began, and silences and routes cannot go by it
+        a.toml:17:17: `window_end` is another one each time: the label says what it was when the alert began, and silences and routes cannot go by it
     "#]]);
 }
 
@@ -206,7 +211,7 @@ fn routes_are_unreachable_only_behind_what_takes_all_of_theirs() {
         a.toml:20:16: no alert gets here: a route before it takes all that this one is for
     "#]]);
     check("T021", &routes("matchers = ['team=\"x\"'], routes = [{ matchers = ['team=\"y\"'] }]", "receiver = \"b\""), expect![[r#"
-        a.toml:19:54: no alert is both: what is asked of `team` excludes itself
+        a.toml:19:53: no alert is both: what is asked of `team` excludes itself
     "#]]);
 }
 
@@ -230,6 +235,11 @@ fn what_no_rule_makes_is_known_only_where_all_alerts_come_from_rules() {
 
 #[test]
 fn receivers_that_somebody_reads_and_that_nobody_names_are_told_apart() {
+    let many = "critical = ['severity=\"critical\"']\nreceivers = { a = { budget = { max = 2, per = \"1h\" } } }\nrepeat_interval = \"10m\"\n";
+    check("T037", &notify(&format!("{many}routes = [{{ matchers = ['severity=\"critical\"'], receiver = \"a\" }}]")), expect![[""]]);
+    check("T037", &notify(&format!("{many}routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]")), expect![[r#"
+        a.toml:19:30: one alert that lasts is repeated 6 times in 1h, and the budget has 1 for single notifications
+    "#]]);
     check("T023", &notify("routes = [{ receiver = \"a\" }]\n[sinks.out]\ntype = \"file\"\ninputs = [\"oncall.a\"]\npath = \"x\""), expect![[""]]);
     let read = "[sinks.out]\ntype = \"file\"\ninputs = [\"oncall.a\"]\npath = \"x\"";
     check("T023", &notify(&format!("routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]\n{read}")), expect![[r#"
@@ -301,7 +311,7 @@ fn findings_are_warnings_that_can_be_allowed() {
         --set:1:15: error: there is no check `T0571`
         1 | daemon.allow=["T0571","T001:ap"]
           |               ^^^^^^^
-        help: did you mean `T057`?
+        help: `tocsin help checks` lists them; write `T012`, or `T012:NAME` for one component
 
         --set:1:23: error: there is no component `ap`
         1 | daemon.allow=["T0571","T001:ap"]
@@ -321,7 +331,7 @@ fn findings_are_warnings_that_can_be_allowed() {
 #[test]
 fn allowances_are_read_by_code_and_component() {
     assert!(Allowance::parse("T001").is_ok() && Allowance::parse("t001:x").is_ok());
-    assert_eq!(Allowance::parse("T01").unwrap_err().1, "did you mean `T001`?");
+    assert_eq!(Allowance::parse("T01").unwrap_err().1, "did you mean `T010`?");
     assert_eq!(Allowance::parse("").unwrap_err().0, "there is no check ``");
 }
 

@@ -88,7 +88,7 @@ pub static LINTS: &[Lint] = &[
     Lint {
         code: "T007",
         name: "label-of-value",
-        summary: "a label that says a value of a window",
+        summary: "a label that says another value each time",
         page: include_str!("pages/T007.md"),
         find: rules::label_of_value,
     },

@@ -153,7 +153,7 @@ pub(super) fn repeat_below_interval(view: &View<'_>, found: &mut Vec<Finding>) {
         });
         if is_new && route.repeat_interval < route.group_interval {
             let message = format!(
-                "a group is looked at each {}, so that nothing is repeated after {}",
+                "nothing is repeated before `group_interval` has passed, which is {}: {} has no effect",
                 told(route.group_interval),
                 told(route.repeat_interval)
             );
@@ -338,13 +338,14 @@ pub(super) fn link_without_admin(view: &View<'_>, found: &mut Vec<Finding>) {
 pub(super) fn budget_below_repeat(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, notifier) in view.notifiers() {
         for (name, budget) in &notifier.budgets {
-            let mut shortest: Option<std::time::Duration> = None;
-            each_route(&notifier.root, &mut Vec::new(), &mut |route, _| {
-                if route.receiver == *name {
-                    shortest = Some(shortest.map_or(route.repeat_interval, |other| other.min(route.repeat_interval)));
+            let mut repeats_after = Vec::new();
+            each_route(&notifier.root, &mut Vec::new(), &mut |route, above| {
+                // Budgets do not hold up what is critical.
+                if route.receiver == *name && !all_follow(&all(&notifier.critical), &path(route, above)) {
+                    repeats_after.push(route.repeat_interval.max(route.group_interval));
                 }
             });
-            let Some(repeat) = shortest else { continue };
+            let Some(repeat) = repeats_after.into_iter().min() else { continue };
             let repeats = budget.per.as_nanos() / repeat.as_nanos().max(1);
             // Half of the budget is for digests.
             let single = budget.max - budget.max / 2;

@@ -64,7 +64,7 @@ pub(super) fn constant_condition(view: &View<'_>, found: &mut Vec<Finding>) {
         let (message, help) = match prove(&branch.condition, |path| stream.known(path)) {
             Verdict::Never => ("no record fulfils this condition", "look at what it compares, and with what"),
             Verdict::Always => {
-                ("every record fulfils this condition", "an `||` between two `!=` is always true: it should be an `&&`")
+                ("every record fulfils this condition", "remove it; or write `&&` where there is `||` between two `!=`")
             }
             Verdict::Depends => continue,
         };

@@ -143,13 +143,17 @@ pub(super) fn resolve_below_step(view: &View<'_>, found: &mut Vec<Finding>) {
 
 pub(super) fn unbounded_label(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, rule) in view.rules() {
-        let stream = view.stream(id);
-        if stream.is_windows() {
+        if view.stream(id).is_windows() {
             continue;
         }
-        let keys = rule.keys.iter().flatten().enumerate();
-        let keys = keys.map(|(at, name)| (format!("group_by[{at}]"), BTreeSet::from([name.clone()])));
-        for (option, fields) in keys.chain(label_fields(rule)) {
+        let keys: Vec<_> = match &rule.keys {
+            Some(keys) => {
+                let keys = keys.iter().enumerate();
+                keys.map(|(at, name)| (format!("group_by[{at}]"), BTreeSet::from([name.clone()]))).collect()
+            }
+            None => label_fields(rule).collect(),
+        };
+        for (option, fields) in keys {
             let Some(field) = fields.iter().find(|field| UNBOUNDED.contains(&field.as_str())) else { continue };
             let message = format!("`{field}` differs from record to record, so that each makes an alert of its own");
             let help = "say what is wrong in an annotation; labels are for what alerts have in common, such as a host";
@@ -168,17 +172,18 @@ fn label_fields(rule: &RuleFacts) -> impl Iterator<Item = (String, BTreeSet<Stri
 pub(super) fn label_of_value(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, rule) in view.rules() {
         let stream = view.stream(id);
-        if !stream.is_windows() {
-            continue;
-        }
-        for (option, fields) in label_fields(rule) {
-            let is_value = |field: &&String| {
+        let is_value = |field: &&String| match stream.is_windows() {
+            true => {
                 TIMES.contains(&field.as_str())
                     || stream.windows.iter().any(|(_, window)| window.aggregates.contains_key(*field))
-            };
+            }
+            // Without `group_by` it would be part of the key.
+            false => rule.keys.is_some() && UNBOUNDED.contains(&field.as_str()),
+        };
+        for (option, fields) in label_fields(rule) {
             let Some(field) = fields.iter().find(is_value) else { continue };
             let message = format!(
-                "`{field}` is another one in each window: the label says what it was when the alert began, and silences and \
+                "`{field}` is another one each time: the label says what it was when the alert began, and silences and \
                  routes cannot go by it"
             );
             let help = "say it in an annotation";

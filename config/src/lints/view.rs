@@ -224,7 +224,8 @@ impl View<'_> {
             match self.members.get(&id).map(|member| &member.role) {
                 Some(Role::Source { is_commands: true, .. }) => {}
                 Some(Role::Source { .. }) => stream.has_plain = true,
-                Some(Role::Relay) => open.extend(self.inputs(id)),
+                // What a topic gives is the same, and no longer known as what a window made.
+                Some(Role::Relay) => stream.is_opaque = true,
                 Some(Role::Operator { .. }) if self.is_rejected(outlet) => stream.has_plain = true,
                 Some(Role::Operator { facts: Facts::Window(window), .. }) => match outlet.port {
                     0 => stream.windows.push((id, window)),
