@@ -33,7 +33,11 @@ fn acknowledged(told: &Json) -> String {
     let groups = told["acknowledged"].as_array().into_iter().flatten();
     let line = |group: &Json| {
         let (receiver, by) = (plain(&group["receiver"]), plain(&group["acknowledged"]["by"]));
-        format!("{by} takes care of {}, of which {receiver} is told by {}\n", plain(&group["key"]), plain(&group["notify"]))
+        format!(
+            "{by} takes care of {}, of which {receiver} is told by {}\n",
+            plain(&group["key"]),
+            plain(&group["notify"])
+        )
     };
     groups.map(line).collect()
 }

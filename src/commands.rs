@@ -15,7 +15,8 @@ use crate::cli::{
     RunArguments,
 };
 use crate::{
-    alerts, audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, silences, starter, state, testing,
+    alerts, audit, drawing, evidence, explain, notify, plan, recover, reload, replay, run, silences, starter, state,
+    testing,
 };
 
 /// What `tocsin help` lists the checks under.
@@ -113,11 +114,7 @@ pub fn checked(configuration: &ConfigurationArguments) -> Option<Plan> {
 
 /// The admin address of the daemon that is meant; `None` where its configuration has problems, which are told. `otherwise` is what
 /// else can be done where it has no such address.
-pub fn address(
-    admin: Option<SocketAddr>,
-    files: &[PathBuf],
-    otherwise: &str,
-) -> anyhow::Result<Option<SocketAddr>> {
+pub fn address(admin: Option<SocketAddr>, files: &[PathBuf], otherwise: &str) -> anyhow::Result<Option<SocketAddr>> {
     if let Some(address) = admin {
         return Ok(Some(address));
     }

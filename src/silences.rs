@@ -111,7 +111,12 @@ fn preview(told: &Json) -> String {
         count => format!("{count} alerts that fire now would be muted\n"),
     };
     for alert in alerts {
-        text += &format!("  {}  {}  since {}\n", plain(&alert["fingerprint"]), labels(&alert["labels"]), when(&alert["starts_at"]));
+        text += &format!(
+            "  {}  {}  since {}\n",
+            plain(&alert["fingerprint"]),
+            labels(&alert["labels"]),
+            when(&alert["starts_at"])
+        );
     }
     let past = &told["notifications"];
     let of = |name: &str| past[name].as_u64().unwrap_or(0);

@@ -122,7 +122,8 @@ fn a_silence_is_added_changed_and_ended_as_amtool_does_it() {
     place.post("/api/v2/alerts", &json!([alert("disk", "a", "critical")]));
     wait_for("the alert", || place.get("/api/v2/alerts").1[0]["status"]["silencedBy"] == json!([id]));
     // Later it is over: it is the same silence.
-    (wanted["id"], wanted["startsAt"], wanted["endsAt"]) = (id.clone().into(), known["startsAt"].clone(), minutes(90).into());
+    (wanted["id"], wanted["startsAt"], wanted["endsAt"]) =
+        (id.clone().into(), known["startsAt"].clone(), minutes(90).into());
     wanted["annotations"] = json!({ "ticket": "42" });
     assert_eq!(id_of(place.post("/api/v2/silences", &wanted)), id);
     let (_, known) = place.get(&format!("/api/v2/silence/{id}"));
@@ -142,7 +143,9 @@ fn a_silence_is_added_changed_and_ended_as_amtool_does_it() {
     assert_eq!(delete("3e4b9a3c-5c7d-4b7e-8f0a-000000000000").0, 404);
     let configured = place.get("/api/v2/silences?expired=false").1[0]["id"].as_str().unwrap().to_owned();
     assert_eq!(delete(&configured), (500, "\"the configuration says this silence; end it there\"".to_owned()));
-    for (field, value) in [("createdBy", json!("")), ("comment", json!(" ")), ("matchers", json!([])), ("endsAt", "x".into())] {
+    for (field, value) in
+        [("createdBy", json!("")), ("comment", json!(" ")), ("matchers", json!([])), ("endsAt", "x".into())]
+    {
         let mut wrong = silence("c", &minutes(0), &minutes(60));
         wrong[field] = value;
         assert_eq!(place.post("/api/v2/silences", &wrong).0, 400, "{field}");
@@ -250,7 +253,10 @@ fn commands_list_alerts_and_silence_them() {
     let id = run(&[&add[..], &["--config", "pipeline.toml"]].concat());
     let id = id.trim_end();
     let listed = run(&["silence", "list", "--admin", &admin]);
-    assert!(listed.starts_with(&format!("active  {id}  host=\"a\"\n")) && listed.contains("ana: new disks; "), "{listed}");
+    assert!(
+        listed.starts_with(&format!("active  {id}  host=\"a\"\n")) && listed.contains("ana: new disks; "),
+        "{listed}"
+    );
     let listed = run(&["alerts", "pipeline.toml", "--filter", "host=a"]);
     assert!(listed.ends_with(&format!("pager at oncall: silenced by {id}\n")), "{listed}");
     assert_eq!(run(&["silence", "expire", id, "--admin", &admin]), format!("the silence {id} is over\n"));
@@ -275,12 +281,16 @@ fn what_is_asked_follows_reloads_and_says_what_is_missing() {
         (status, names.iter().map(|receiver| receiver["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
     };
     assert_eq!(receivers(), (200, ["default", "night", "pager"].map(str::to_owned).to_vec()));
-    place.configure(&PIPELINE.replace("oncall", "people").replace("\"pager\"", "\"phone\"").replace("people.pager", "people.phone"));
+    place.configure(
+        &PIPELINE.replace("oncall", "people").replace("\"pager\"", "\"phone\"").replace("people.pager", "people.phone"),
+    );
     let output = place.command(&["reload", "pipeline.toml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(receivers(), (200, ["default", "night", "phone"].map(str::to_owned).to_vec()));
     // Neither a `notify` nor a source of alerts.
-    place.configure("[sources.demo]\ntype = \"demo\"\nrate = 1\n\n[sinks.out]\ntype = \"blackhole\"\ninputs = [\"demo\"]\n");
+    place.configure(
+        "[sources.demo]\ntype = \"demo\"\nrate = 1\n\n[sinks.out]\ntype = \"blackhole\"\ninputs = [\"demo\"]\n",
+    );
     let output = place.command(&["reload", "pipeline.toml"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(place.get("/api/v2/alerts"), (200, json!([])));
@@ -304,7 +314,9 @@ fn requests_that_are_too_long_or_of_another_kind_are_refused() {
     let of_others = [kind, ("origin", "http://example.org")];
     assert_eq!(place.ask("POST", "/api/v2/alerts", &of_others, "[]").0, 403);
     // It may be told before all of it was sent, and the connection ends: then there is no answer to read.
-    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place.ask("POST", "/api/v2/alerts", &[kind], &long).0));
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        place.ask("POST", "/api/v2/alerts", &[kind], &long).0
+    }));
     assert!(refused.is_err() || refused.is_ok_and(|status| status == 413));
     assert_eq!(place.get("/api/v2/alerts"), (200, json!([])));
     assert!(daemon.terminate().success());
@@ -334,7 +346,8 @@ impl Description {
         }
         let options = jsonschema::options().with_draft(jsonschema::Draft::Draft4).should_validate_formats(true);
         let validator = options.build(&schema).unwrap();
-        let problems: Vec<_> = validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        let problems: Vec<_> =
+            validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect();
         (!problems.is_empty()).then(|| format!("{method} {path}: {}\n{body}", problems.join("; ")))
     }
 }
@@ -468,7 +481,8 @@ fn every_answer_is_as_alertmanagers_description_has_it() {
                     && one("receiver").is_none_or(|_| *receiver == "pager")
                     && one("receiver_matchers") != Some("owner=x")
             });
-            let mut wanted: Vec<_> = wanted.map(|(name, .., muted)| (*name, *muted && path == "/alerts/groups")).collect();
+            let mut wanted: Vec<_> =
+                wanted.map(|(name, .., muted)| (*name, *muted && path == "/alerts/groups")).collect();
             wanted.sort_unstable();
             let lists = told.1.as_array().unwrap();
             let lists: Vec<_> = match path {
@@ -477,7 +491,9 @@ fn every_answer_is_as_alertmanagers_description_has_it() {
             };
             let mut found: Vec<_> = lists
                 .iter()
-                .map(|alert| (alert["labels"]["alertname"].as_str().unwrap(), alert["status"]["mutedBy"] == json!(["always"])))
+                .map(|alert| {
+                    (alert["labels"]["alertname"].as_str().unwrap(), alert["status"]["mutedBy"] == json!(["always"]))
+                })
                 .collect();
             found.sort_unstable();
             assert_eq!(found, wanted, "{path} {options:?}");

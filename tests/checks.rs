@@ -70,8 +70,11 @@ fn complete(part: &str) -> String {
         named.insert("app");
     }
     let mut whole = part.to_owned();
-    let mut unread: Vec<_> =
-        components.iter().filter(|(kind, name)| *kind != "sinks" && !named.contains(name)).map(|(_, name)| *name).collect();
+    let mut unread: Vec<_> = components
+        .iter()
+        .filter(|(kind, name)| *kind != "sinks" && !named.contains(name))
+        .map(|(_, name)| *name)
+        .collect();
     for source in named.iter().filter(|name| !components.iter().any(|(_, known)| known == *name)) {
         write!(whole, "\n[sources.{source}]\ntype = \"stdin\"\ncodec = \"json\"\n").unwrap();
     }
@@ -111,7 +114,12 @@ fn the_first_example_of_a_page_has_it_and_the_remedy_has_not() {
         assert!(!found.problems.is_empty(), "{} finds nothing in its example\n{has}", lint.code);
         writeln!(told, "# {} {}\n{}", lint.code, lint.name, found.render(false)).unwrap();
         let found = findings_of(lint.code, &has_not);
-        assert!(found.problems.is_empty(), "{} finds something in its remedy\n{}\n{has_not}", lint.code, found.render(false));
+        assert!(
+            found.problems.is_empty(),
+            "{} finds something in its remedy\n{}\n{has_not}",
+            lint.code,
+            found.render(false)
+        );
     }
     expect_file!["checks.txt"].assert_eq(&told);
 }
@@ -135,35 +143,55 @@ fn rule(aggregate: &str, options: &str) -> String {
 
 #[test]
 fn values_of_windows_are_known_through_a_filter_and_no_further() {
-    check("T001", &rule("count()", "condition = '.n == \"5\"'"), expect![[r#"
+    check(
+        "T001",
+        &rule("count()", "condition = '.n == \"5\"'"),
+        expect![[r#"
         a.toml:16:13: no record fulfils this condition, so that `rule` never fires
-    "#]]);
+    "#]],
+    );
     check("T001", &rule("first(.n)", "condition = '.n == \"5\"'"), expect![[""]]);
-    check("T001", &rule("distinct(.user)", "condition = '.n < 0'"), expect![[r#"
+    check(
+        "T001",
+        &rule("distinct(.user)", "condition = '.n < 0'"),
+        expect![[r#"
         a.toml:16:13: no record fulfils this condition, so that `rule` never fires
-    "#]]);
+    "#]],
+    );
     check("T001", &rule("sum(.n)", "condition = '.n < 0'"), expect![[""]]);
     let remap = rule("count()", "condition = '.n < 0'").replace("type = \"filter\"", "type = \"remap\"");
     check("T001", &remap.replace("condition = \".host != \\\"test\\\"\"", "program = \".n = 5\""), expect![[""]]);
     check("T003", &rule("count(.status >= 500)", "condition = '.n == 0'"), expect![[""]]);
     check("T003", &rule("count()", "condition = '.n == 0 || .host == \"a\"'"), expect![[""]]);
     check("T002", &rule("mean(.n)", "condition = '.n >= 0 || .n < 0'"), expect![[""]]);
-    check("T002", &rule("rate()", "condition = '.n >= 0 || .n < 0'"), expect![[r#"
+    check(
+        "T002",
+        &rule("rate()", "condition = '.n >= 0 || .n < 0'"),
+        expect![[r#"
         a.toml:16:13: every window fulfils this condition, so that `rule` fires for each key and no window resolves it
-    "#]]);
+    "#]],
+    );
     check("T002", "[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \"true\"\n", expect![[""]]);
 }
 
 #[test]
 fn times_of_a_rule_are_held_against_how_far_windows_are_apart() {
     check("T004", &rule("count()", "condition = '.n > 5'\nfor = \"1m\""), expect![[""]]);
-    check("T004", &rule("count()", "condition = '.n > 5'\nfor = \"59s\""), expect![[r#"
+    check(
+        "T004",
+        &rule("count()", "condition = '.n > 5'\nfor = \"59s\""),
+        expect![[r#"
         a.toml:17:7: there is a window each 1m, so that `for = "59s"` waits for the next one as `for = "1m"` does
-    "#]]);
+    "#]],
+    );
     check("T005", &rule("count()", "condition = '.n > 5'\nresolve_after = \"1m\""), expect![[""]]);
-    check("T005", &rule("count()", "condition = '.n > 5'\nfor = \"2m\"\nresolve_after = \"59s\""), expect![[r#"
+    check(
+        "T005",
+        &rule("count()", "condition = '.n > 5'\nfor = \"2m\"\nresolve_after = \"59s\""),
+        expect![[r#"
         a.toml:18:17: there is a window each 1m, and after 59s without one an alert is given up before the next window comes, and with `for` it never fires
-    "#]]);
+    "#]],
+    );
     let plain = "[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\nfor = \"1s\"\nresolve_after = \"1s\"\n";
     check("T004", plain, expect![[""]]);
     check("T005", plain, expect![[""]]);
@@ -171,21 +199,35 @@ fn times_of_a_rule_are_held_against_how_far_windows_are_apart() {
 
 #[test]
 fn labels_and_keys_that_have_few_values_are_left_alone() {
-    let plain = |options: &str| format!("[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\n{options}\n");
-    check("T006", &plain("group_by = [\".host\", \".request_id\"]"), expect![[r#"
+    let plain = |options: &str| {
+        format!("[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\n{options}\n")
+    };
+    check(
+        "T006",
+        &plain("group_by = [\".host\", \".request_id\"]"),
+        expect![[r#"
         a.toml:5:22: `request_id` differs from record to record, so that each makes an alert of its own
-    "#]]);
+    "#]],
+    );
     check("T006", &plain("group_by = [\".message_type\"]\nannotations = { what = \"{{ message }}\" }"), expect![[""]]);
     check("T006", &plain("labels = { message = \"fixed\" }"), expect![[""]]);
     let keyed = plain("group_by = [\".host\"]\nlabels = { what = \"{{ msg }}\" }");
     check("T006", &keyed, expect![[""]]);
-    check("T007", &keyed, expect![[r#"
+    check(
+        "T007",
+        &keyed,
+        expect![[r#"
         a.toml:6:19: `msg` is another one each time: the label says what it was when the alert began, and silences and routes cannot go by it
-    "#]]);
+    "#]],
+    );
     check("T007", &rule("count()", "condition = '.n > 5'\nlabels = { host = \"{{ host }}\" }"), expect![[""]]);
-    check("T007", &rule("count()", "condition = '.n > 5'\nlabels = { at = \"{{ window_end }}\" }"), expect![[r#"
+    check(
+        "T007",
+        &rule("count()", "condition = '.n > 5'\nlabels = { at = \"{{ window_end }}\" }"),
+        expect![[r#"
         a.toml:17:17: `window_end` is another one each time: the label says what it was when the alert began, and silences and routes cannot go by it
-    "#]]);
+    "#]],
+    );
 }
 
 /// Two rules that `notify` reads, and further options of it.
@@ -202,62 +244,126 @@ fn notify(options: &str) -> String {
 #[test]
 fn routes_are_unreachable_only_behind_what_takes_all_of_theirs() {
     let routes = |first: &str, second: &str| notify(&format!("routes = [\n  {{ {first} }},\n  {{ {second} }},\n]"));
-    check("T020", &routes("receiver = \"a\"", "matchers = ['team=\"x\"'], receiver = \"b\""), expect![[r#"
+    check(
+        "T020",
+        &routes("receiver = \"a\"", "matchers = ['team=\"x\"'], receiver = \"b\""),
+        expect![[r#"
         a.toml:20:16: no alert gets here: a route before it takes all that this one is for
-    "#]]);
-    check("T020", &routes("receiver = \"a\", continue = true", "matchers = ['team=\"x\"'], receiver = \"b\""), expect![[""]]);
-    check("T020", &routes("matchers = ['team=~\"x|y\"']", "matchers = ['team=~\"y|z\"'], receiver = \"b\""), expect![[""]]);
-    check("T020", &routes("matchers = ['team=~\"x.*\"']", "matchers = ['team=\"xy\"', 'host=\"a\"']"), expect![[r#"
+    "#]],
+    );
+    check(
+        "T020",
+        &routes("receiver = \"a\", continue = true", "matchers = ['team=\"x\"'], receiver = \"b\""),
+        expect![[""]],
+    );
+    check(
+        "T020",
+        &routes("matchers = ['team=~\"x|y\"']", "matchers = ['team=~\"y|z\"'], receiver = \"b\""),
+        expect![[""]],
+    );
+    check(
+        "T020",
+        &routes("matchers = ['team=~\"x.*\"']", "matchers = ['team=\"xy\"', 'host=\"a\"']"),
+        expect![[r#"
         a.toml:20:16: no alert gets here: a route before it takes all that this one is for
-    "#]]);
-    check("T021", &routes("matchers = ['team=\"x\"'], routes = [{ matchers = ['team=\"y\"'] }]", "receiver = \"b\""), expect![[r#"
+    "#]],
+    );
+    check(
+        "T021",
+        &routes("matchers = ['team=\"x\"'], routes = [{ matchers = ['team=\"y\"'] }]", "receiver = \"b\""),
+        expect![[r#"
         a.toml:19:53: no alert is both: what is asked of `team` excludes itself
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_no_rule_makes_is_known_only_where_all_alerts_come_from_rules() {
     let route = "routes = [{ matchers = ['alertname=\"elsewhere\"'] }]";
-    check("T022", &notify(route), expect![[r#"
+    check(
+        "T022",
+        &notify(route),
+        expect![[r#"
         a.toml:18:24: no rule makes alerts that take this route
-    "#]]);
-    let others = notify(route).replace("\"slow\"]", "\"slow\", \"prometheus\"]") + "\n[sources.prometheus]\ntype = \"alerts\"\n";
+    "#]],
+    );
+    let others =
+        notify(route).replace("\"slow\"]", "\"slow\", \"prometheus\"]") + "\n[sources.prometheus]\ntype = \"alerts\"\n";
     check("T022", &others, expect![[""]]);
-    check("T022", &notify("routes = [{ matchers = ['team=\"x\"'] }, { matchers = ['alertname=~\"down|gone\"'] }]"), expect![[""]]);
-    check("T022", &notify("routes = [{ matchers = ['team=\"x\"', 'severity=\"warning\"'] }]"), expect![[r#"
+    check(
+        "T022",
+        &notify("routes = [{ matchers = ['team=\"x\"'] }, { matchers = ['alertname=~\"down|gone\"'] }]"),
+        expect![[""]],
+    );
+    check(
+        "T022",
+        &notify("routes = [{ matchers = ['team=\"x\"', 'severity=\"warning\"'] }]"),
+        expect![[r#"
         a.toml:18:24: no rule makes alerts that take this route
-    "#]]);
+    "#]],
+    );
     check("T039", &notify("group_by = [\"...\"]"), expect![[""]]);
-    check("T026", &notify("inhibit = [{ source = ['severity=\"critical\"'], target = ['severity=\"info\"'] }]"), expect![[r#"
+    check(
+        "T026",
+        &notify("inhibit = [{ source = ['severity=\"critical\"'], target = ['severity=\"info\"'] }]"),
+        expect![[r#"
         a.toml:18:57: no rule makes alerts that are a target of this, so that it keeps nothing silent
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn receivers_that_somebody_reads_and_that_nobody_names_are_told_apart() {
     let many = "critical = ['severity=\"critical\"']\nreceivers = { a = { budget = { max = 2, per = \"1h\" } } }\nrepeat_interval = \"10m\"\n";
-    check("T037", &notify(&format!("{many}routes = [{{ matchers = ['severity=\"critical\"'], receiver = \"a\" }}]")), expect![[""]]);
-    check("T037", &notify(&format!("{many}routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]")), expect![[r#"
+    check(
+        "T037",
+        &notify(&format!("{many}routes = [{{ matchers = ['severity=\"critical\"'], receiver = \"a\" }}]")),
+        expect![[""]],
+    );
+    check(
+        "T037",
+        &notify(&format!("{many}routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]")),
+        expect![[r#"
         a.toml:19:30: one alert that lasts is repeated 6 times in 1h, and the budget has 1 for single notifications
-    "#]]);
-    check("T023", &notify("routes = [{ receiver = \"a\" }]\n[sinks.out]\ntype = \"file\"\ninputs = [\"oncall.a\"]\npath = \"x\""), expect![[""]]);
+    "#]],
+    );
+    check(
+        "T023",
+        &notify("routes = [{ receiver = \"a\" }]\n[sinks.out]\ntype = \"file\"\ninputs = [\"oncall.a\"]\npath = \"x\""),
+        expect![[""]],
+    );
     let read = "[sinks.out]\ntype = \"file\"\ninputs = [\"oncall.a\"]\npath = \"x\"";
-    check("T023", &notify(&format!("routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]\n{read}")), expect![[r#"
+    check(
+        "T023",
+        &notify(&format!("routes = [{{ matchers = ['team=\"x\"'], receiver = \"a\" }}]\n{read}")),
+        expect![[r#"
         a.toml:15:1: nobody is told: no sink reads `oncall`, where notifications for `default` leave
-    "#]]);
-    check("T023", &notify(&format!("receiver = \"a\"\nescalate = [{{ after = \"1m\", receiver = \"b\" }}]\n{read}")), expect![[r#"
+    "#]],
+    );
+    check(
+        "T023",
+        &notify(&format!("receiver = \"a\"\nescalate = [{{ after = \"1m\", receiver = \"b\" }}]\n{read}")),
+        expect![[r#"
         a.toml:19:40: nobody is told: no sink reads `oncall.b`, where notifications for `b` leave
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn silences_of_all_rules_by_name_are_silences_of_everything() {
     let silence = |matchers: &str| {
-        notify("") + &format!("[[silences]]\nmatchers = [{matchers}]\nowner = \"ana\"\nreason = \"r\"\nends_at = \"2026-12-01T00:00:00Z\"\n")
+        notify("")
+            + &format!(
+                "[[silences]]\nmatchers = [{matchers}]\nowner = \"ana\"\nreason = \"r\"\nends_at = \"2026-12-01T00:00:00Z\"\n"
+            )
     };
-    check("T040", &silence("'alertname=~\"down|slow\"'"), expect![[r#"
+    check(
+        "T040",
+        &silence("'alertname=~\"down|slow\"'"),
+        expect![[r#"
         a.toml:20:12: this silence is for every alert: while it lasts nobody is told of anything
-    "#]]);
+    "#]],
+    );
     check("T040", &silence("'alertname=~\"down|slow\"', 'host=\"a\"'"), expect![[""]]);
     check("T042", &silence("'host=\"a\"'"), expect![[""]]);
     check("T041", &silence("'host=\"a\"'"), expect![[""]]);
@@ -267,9 +373,13 @@ fn silences_of_all_rules_by_name_are_silences_of_everything() {
 fn secrets_are_told_by_what_they_are_for() {
     let hook = |options: &str| format!("[sinks.hook]\ntype = \"webhook\"\ninputs = [\"app\"]\n{options}\n");
     check("T054", &hook("url = \"https://example.org/hook\"\nheaders = { accept = \"text/plain\" }"), expect![[""]]);
-    check("T054", &hook("url = \"https://example.org/hook\"\nheaders = { Authorization = \"Bearer x\" }"), expect![[r#"
+    check(
+        "T054",
+        &hook("url = \"https://example.org/hook\"\nheaders = { Authorization = \"Bearer x\" }"),
+        expect![[r#"
         a.toml:5:29: `headers.Authorization` is a secret, and stands in the configuration for everybody to read
-    "#]]);
+    "#]],
+    );
     let report = findings(&complete(&hook("url = \"https://example.org/hook\"\nsecret = \"swordfish\"")));
     assert!(!report.render(false).contains("swordfish"), "{}", report.render(false));
 }

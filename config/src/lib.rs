@@ -6,9 +6,9 @@
 pub mod build;
 mod check;
 pub mod component;
+pub mod facts;
 #[cfg(test)]
 mod fakes;
-pub mod facts;
 mod fields;
 mod graph;
 pub mod interval;

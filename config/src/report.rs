@@ -95,7 +95,8 @@ impl Report {
     /// Leaves out what is allowed.
     pub fn allow(&mut self, allowances: &[Allowance]) {
         self.problems.retain(|problem| {
-            let (code, component) = (problem.code.unwrap_or_default(), problem.component.as_deref().unwrap_or_default());
+            let (code, component) =
+                (problem.code.unwrap_or_default(), problem.component.as_deref().unwrap_or_default());
             !allowances.iter().any(|allowance| allowance.is_for(code, component))
         });
     }
@@ -121,7 +122,8 @@ impl Report {
             }
             text.push('\n');
         }
-        let noun = if self.problems.iter().any(|problem| problem.level == Level::Error) { "problem" } else { "finding" };
+        let noun =
+            if self.problems.iter().any(|problem| problem.level == Level::Error) { "problem" } else { "finding" };
         let _ = match self.problems.len() {
             1 => write!(text, "1 {noun}"),
             count if count <= REPORTED_MAX => write!(text, "{count} {noun}s"),

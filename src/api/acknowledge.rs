@@ -12,7 +12,8 @@ use super::own::{NAME_MAX, name};
 use super::{Answer, Api, Asked, Failure, answer as answered, to_the_second};
 
 /// Nothing is loaded or run, the form leads here alone, and no other page shows this one.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 const STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}\
     li{margin:.4rem 0}code{background:#eee;padding:0 .2rem}\
     @media(prefers-color-scheme:dark){body{background:#111;color:#ddd}code{background:#333}a,input,button{color:inherit;background:#333}}";
@@ -50,8 +51,7 @@ async fn respond(
         Ok(by) => by,
         Err(failure) => return Ok((failure.status, content(&told, Some(&failure.message)))),
     };
-    let command =
-        json!({ "command": "acknowledge", "operator": operator, "id": id, "by": by, "signature": signature });
+    let command = json!({ "command": "acknowledge", "operator": operator, "id": id, "by": by, "signature": signature });
     let is_done = || {
         let look = look(api, operator, id, signature);
         look.map(|told| told.map(|told| told["state"] == "over" || !told["acknowledged"].is_null())).boxed()
@@ -85,7 +85,11 @@ fn content(told: &Json, problem: Option<&str>) -> String {
     let firing = told["firing"].as_u64().unwrap_or(0);
     let mut html = match told["acknowledged"].as_object() {
         Some(attendance) => {
-            format!("<h1>{} takes care of this</h1>\n<p>Since {}.</p>\n", text(&attendance["by"]), when(&attendance["at"]))
+            format!(
+                "<h1>{} takes care of this</h1>\n<p>Since {}.</p>\n",
+                text(&attendance["by"]),
+                when(&attendance["at"])
+            )
         }
         None => "<h1>Do you take care of this?</h1>\n".to_owned(),
     };
@@ -193,7 +197,10 @@ mod tests {
         let mut told = told;
         told["acknowledged"] = json!({ "by": "<Ana>", "at": "2026-11-29T12:03:00Z" });
         let html = content(&told, None);
-        assert!(html.starts_with("<h1>&lt;Ana&gt; takes care of this</h1>\n<p>Since 2026-11-29T12:03:00Z.</p>"), "{html}");
+        assert!(
+            html.starts_with("<h1>&lt;Ana&gt; takes care of this</h1>\n<p>Since 2026-11-29T12:03:00Z.</p>"),
+            "{html}"
+        );
         assert!(!html.contains("<form"));
     }
 }

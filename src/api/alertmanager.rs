@@ -91,9 +91,9 @@ impl Wish {
 async fn alerts(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
     let wish = Wish::of(asked)?;
     let firing = api.firing().await?;
-    let wanted = firing.values().filter(|alert| {
-        wish.is_alert(alert) && alert.receivers().iter().any(|receiver| wish.is_receiver(receiver))
-    });
+    let wanted = firing
+        .values()
+        .filter(|alert| wish.is_alert(alert) && alert.receivers().iter().any(|receiver| wish.is_receiver(receiver)));
     Ok(request::json(&wanted.map(|alert| alert_view(api, alert, &[])).collect::<Vec<_>>()))
 }
 
@@ -277,7 +277,8 @@ async fn post_silence(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
         if name.is_empty() {
             return Err(Failure::bad("a matcher has no name"));
         }
-        let matcher = Matcher::new(name, relation, value).map_err(|error| Failure::bad(format!("`matchers`: {error}")))?;
+        let matcher =
+            Matcher::new(name, relation, value).map_err(|error| Failure::bad(format!("`matchers`: {error}")))?;
         matchers.push(matcher.to_string());
     }
     let wanted = Wanted {

@@ -113,7 +113,10 @@ impl Silence {
 fn part<T: for<'a> Deserialize<'a>>(told: &mut Json, name: &str) -> Result<Vec<T>, Failure> {
     let part = told.get_mut(name).map(Json::take).unwrap_or_default();
     serde_json::from_value(part).map_err(|error| {
-        Failure::new(hyper::StatusCode::INTERNAL_SERVER_ERROR, format!("a `notify` tells its {name} otherwise: {error}"))
+        Failure::new(
+            hyper::StatusCode::INTERNAL_SERVER_ERROR,
+            format!("a `notify` tells its {name} otherwise: {error}"),
+        )
     })
 }
 

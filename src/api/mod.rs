@@ -12,7 +12,6 @@ mod posted;
 mod request;
 mod silences;
 
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,7 +66,9 @@ impl Api {
                 let (status, question) = (Arc::clone(&status), question.clone());
                 asked.push(async move {
                     let told = status.inquiries.ask(&name, question).await;
-                    told.ok_or_else(|| Failure::busy(format!("`{name}` does not answer: the pipeline is busy or stopping")))
+                    told.ok_or_else(|| {
+                        Failure::busy(format!("`{name}` does not answer: the pipeline is busy or stopping"))
+                    })
                 });
             }
         }
@@ -106,7 +107,11 @@ impl Api {
 }
 
 fn only_look(asked: &Asked) -> Result<(), Failure> {
-    if asked.is_look() { Ok(()) } else { Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here")) }
+    if asked.is_look() {
+        Ok(())
+    } else {
+        Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here"))
+    }
 }
 
 fn only_post(asked: &Asked) -> Result<(), Failure> {
@@ -126,7 +131,9 @@ fn moment(name: &str, text: &str) -> Result<Timestamp, Failure> {
 
 /// The same where a program of others may mean none: Go writes that as the first moment of the year 1.
 fn moment_of_go(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, Failure> {
-    text.filter(|text| !text.is_empty() && !text.starts_with("0001-01-01T00:00:00")).map(|text| moment(name, text)).transpose()
+    text.filter(|text| !text.is_empty() && !text.starts_with("0001-01-01T00:00:00"))
+        .map(|text| moment(name, text))
+        .transpose()
 }
 
 /// A moment as it is shown to people, who do not count in nanoseconds.

@@ -9,6 +9,8 @@ use tocsin_config::matcher::Matchers;
 
 use super::known::{Alert, Group};
 use super::silences::Wanted;
+use crate::explain;
+
 use super::{Answer, Api, Asked, Failure, moment, only_look, only_post, request};
 
 /// A name is not longer.
@@ -23,6 +25,7 @@ pub(super) async fn answer(api: &Api, asked: &Asked, path: &[&str]) -> Option<Re
         ["silences", "expire"] => expire(api, asked).await,
         ["silences", "preview"] => preview(api, asked).await,
         ["acknowledge"] => acknowledge(api, asked).await,
+        ["standing"] => standing(api, asked).await,
         _ => return None,
     })
 }
@@ -55,6 +58,12 @@ async fn alerts(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
         told.extend(wanted.map(|alert| alert_view(&known.notify, alert)));
     }
     Ok(request::json(&json!({ "alerts": told })))
+}
+
+/// What `tocsin explain` looks at.
+async fn standing(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
+    only_look(asked)?;
+    Ok(request::json(&explain::of_pipelines(&api.views, asked.one("key")).await))
 }
 
 async fn silences(api: &Api, asked: &Asked) -> Result<Answer, Failure> {

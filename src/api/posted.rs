@@ -67,9 +67,8 @@ fn record(posted: Posted, now: Timestamp) -> Result<Bytes, String> {
 fn fingerprint(labels: &BTreeMap<String, String>) -> String {
     let texts = labels.iter().flat_map(|(name, value)| [name, value]);
     let bytes = texts.flat_map(|text| text.bytes().chain([0xff]));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }
 
@@ -158,7 +157,9 @@ mod tests {
 
     #[test]
     fn the_fingerprint_is_that_of_prometheus() {
-        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
         // The offset of FNV for no labels at all; the others are those that its own tests of labels know.
         assert_eq!(fingerprint(&labels(&[])), "cbf29ce484222325");
         assert_eq!(

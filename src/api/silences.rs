@@ -64,9 +64,8 @@ fn change(wanted: Wanted, known: &[Silence], now: Timestamp, new_id: String) -> 
             Some(found)
         }
     };
-    let starts = |silence: &Silence| {
-        silence.starts_at.as_deref().map_or(Ok(Timestamp::MIN), |text| moment("starts_at", text))
-    };
+    let starts =
+        |silence: &Silence| silence.starts_at.as_deref().map_or(Ok(Timestamp::MIN), |text| moment("starts_at", text));
     let kept = match changed {
         Some(silence) if sorted(silence.matchers()) == sorted(matchers) => {
             let starts_at = starts(silence)?;
@@ -120,8 +119,7 @@ impl Api {
         let id = change.silence["id"].as_str().unwrap_or_default();
         let updated_at = change.silence["updated_at"].as_str();
         let is_in = |silence: &Silence| silence.id == id && silence.updated_at.as_deref() == updated_at;
-        let is_done =
-            || async { Ok(self.silences_of_each().await?.iter().all(|each| each.iter().any(is_in))) }.boxed();
+        let is_done = || async { Ok(self.silences_of_each().await?.iter().all(|each| each.iter().any(is_in))) }.boxed();
         self.tell(&commands, is_done).await?;
         Ok(id.to_owned())
     }

@@ -16,7 +16,7 @@ use tocsin_pipeline::time::Timestamp;
 use crate::cli::{ConfigurationArguments, ExplainArguments, ReportFormat};
 use crate::commands::{checked, print};
 
-pub use standing::{PATH, Standing, of_pipelines};
+pub use standing::{Standing, of_pipelines};
 
 /// Explains the plan, or a rule where one is named.
 pub fn explain(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {

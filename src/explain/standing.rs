@@ -20,7 +20,7 @@ use crate::views::Views;
 use crate::{client, data_dir};
 
 /// Where a daemon tells how it stands.
-pub const PATH: &str = "/api/v1/standing";
+const PATH: &str = "/api/v1/standing";
 
 /// See the module.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -122,31 +122,42 @@ const FIRING: &str = "
 
 #[test]
 fn nothing_was_read() {
-    check(PLAIN, "05:00", expect![[r#"
+    check(
+        PLAIN,
+        "05:00",
+        expect![[r#"
         too_many: no records
           because no record has been read from app
 
           source app: 0 records read, 0 not readable
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn nothing_can_be_read() {
-    check(PLAIN, "00:10 not json at all\n02:00", expect![[r#"
+    check(
+        PLAIN,
+        "00:10 not json at all\n02:00",
+        expect![[r#"
         too_many: undecodable
           because the codec could read none of the records that came
 
           source app: 1 records read, 1 not readable
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_filter_lets_nothing_through() {
-    check(PLAIN, "00:10 INFO a\n00:20 INFO a\n02:00", expect![[r#"
+    check(
+        PLAIN,
+        "00:10 INFO a\n00:20 INFO a\n02:00",
+        expect![[r#"
         too_many: filtered
           because `errors` let none of 2 records through
 
@@ -155,12 +166,16 @@ fn a_filter_lets_nothing_through() {
           window rate: 0 records came, 0 went on
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn the_window_is_open() {
-    check(PLAIN, "00:10 ERROR a\n00:20 ERROR a", expect![[r#"
+    check(
+        PLAIN,
+        "00:10 ERROR a\n00:20 ERROR a",
+        expect![[r#"
         too_many: window open
           because the first window of `rate` closes when event time comes to 1970-01-01T00:01:00Z, and has not yet
 
@@ -171,12 +186,16 @@ fn the_window_is_open() {
           rule too_many: 0 records judged
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn the_condition_is_false() {
-    check(PLAIN, "00:10 ERROR a\n01:30 INFO a\n02:00", expect![[r#"
+    check(
+        PLAIN,
+        "00:10 ERROR a\n01:30 INFO a\n02:00",
+        expect![[r#"
         too_many: condition false
           because the condition was true of no record, or has ceased to be while it was pending
 
@@ -186,13 +205,17 @@ fn the_condition_is_false() {
           rule too_many: 1 records judged
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn the_condition_is_false_for_this_key() {
     let story = "00:10 ERROR a\n00:20 ERROR a\n00:30 ERROR b\n01:30 INFO a\n02:00";
-    check(Scenario { key: Some("host=b"), ..PLAIN }, story, expect![[r#"
+    check(
+        Scenario { key: Some("host=b"), ..PLAIN },
+        story,
+        expect![[r#"
         too_many for host=b: condition false
           because the condition was true of no record of this key, or has ceased to be while it was pending
 
@@ -202,12 +225,16 @@ fn the_condition_is_false_for_this_key() {
           rule too_many: 2 records judged
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn it_is_pending() {
-    check(Scenario { rule: "for = \"2m\"", ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { rule: "for = \"2m\"", ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: pending
           because the condition has held since 1970-01-01T00:01:00Z and must hold until 1970-01-01T00:03:00Z (`for`)
 
@@ -217,12 +244,16 @@ fn it_is_pending() {
           rule too_many: host=a severity=warning is pending since 1970-01-01T00:01:00Z, values {"errors":2}
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn it_is_over() {
-    check(PLAIN, &format!("{FIRING}\n02:10 ERROR a\n03:30 INFO a\n04:00"), expect![[r#"
+    check(
+        PLAIN,
+        &format!("{FIRING}\n02:10 ERROR a\n03:30 INFO a\n04:00"),
+        expect![[r#"
         too_many: resolved
           because it fired until 1970-01-01T00:03:00Z, and nothing has made it fire since
 
@@ -232,12 +263,16 @@ fn it_is_over() {
           rule too_many: host=a severity=warning was over at 1970-01-01T00:03:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn it_was_told() {
-    check(PLAIN, FIRING, expect![[r#"
+    check(
+        PLAIN,
+        FIRING,
+        expect![[r#"
         too_many: notified
           because it was handed to `mail`
 
@@ -249,12 +284,16 @@ fn it_was_told() {
           sink mail: how deliveries went is known to the running daemon alone
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn it_was_delivered() {
-    check(Scenario { delivery: Some(("delivered", "")), key: Some("a"), ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { delivery: Some(("delivered", "")), key: Some("a"), ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many for a: delivered
           because `mail` delivered it at 1970-01-01T00:02:00Z
 
@@ -266,13 +305,17 @@ fn it_was_delivered() {
           sink mail: `mail` delivered it at 1970-01-01T00:02:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn its_delivery_fails() {
     let delivery = Some(("again", "the receiver answered 503"));
-    check(Scenario { delivery, ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { delivery, ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: delivery fails
           because `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
 
@@ -284,13 +327,17 @@ fn its_delivery_fails() {
           sink mail: `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn its_receiver_refused_it() {
     let delivery = Some(("refused", "the receiver answered 410"));
-    check(Scenario { delivery, ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { delivery, ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: refused
           because the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
 
@@ -302,7 +349,8 @@ fn its_receiver_refused_it() {
           sink mail: the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -313,7 +361,10 @@ fn it_is_silenced() {
         owner = \"ana\"
         reason = \"works\"
         ends_at = \"1970-01-02T00:00:00Z\"";
-    check(Scenario { more, ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { more, ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: silenced
           because the silence 7f78ce8db97ee868 mutes it
 
@@ -324,13 +375,17 @@ fn it_is_silenced() {
           notify oncall, receiver default: the silence 7f78ce8db97ee868 mutes it
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn somebody_silences_it() {
     let silence = r#"{"command":"silence","silence":{"id":"s1","matchers":["severity=warning"],"owner":"bob","reason":"x","ends_at":"1970-01-01T02:00:00Z"}}"#;
-    check(PLAIN, &format!("00:05 commands {silence}\n{FIRING}"), expect![[r#"
+    check(
+        PLAIN,
+        &format!("00:05 commands {silence}\n{FIRING}"),
+        expect![[r#"
         too_many: silenced
           because the silence s1 mutes it
 
@@ -341,7 +396,8 @@ fn somebody_silences_it() {
           notify oncall, receiver default: the silence s1 mutes it
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -373,7 +429,10 @@ fn an_interval_mutes_it() {
     let notify = r#"
         intervals = { night = { times = ["00:00-06:00"] } }
         routes = [{ matchers = ["severity=warning"], receiver = "default", mute = ["night"] }]"#;
-    check(Scenario { notify, ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { notify, ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: muted
           because the interval night mutes its route until 1970-01-01T06:00:00Z
 
@@ -384,12 +443,16 @@ fn an_interval_mutes_it() {
           notify oncall, receiver default: the interval night mutes its route until 1970-01-01T06:00:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn its_group_waits() {
-    check(Scenario { notify: "group_wait = \"10m\"", ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { notify: "group_wait = \"10m\"", ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: group wait
           because its group waits for more alerts until 1970-01-01T00:11:00Z
 
@@ -400,13 +463,17 @@ fn its_group_waits() {
           notify oncall, receiver default: its group waits for more alerts until 1970-01-01T00:11:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn its_group_was_told_before() {
     let story = "00:10 ERROR a\n00:20 ERROR a\n01:10 ERROR b\n01:20 ERROR b\n02:30 INFO a\n03:00";
-    check(Scenario { key: Some("b"), ..PLAIN }, story, expect![[r#"
+    check(
+        Scenario { key: Some("b"), ..PLAIN },
+        story,
+        expect![[r#"
         too_many for b: group interval
           because its group was told before and is again at 1970-01-01T00:06:00Z
 
@@ -417,7 +484,8 @@ fn its_group_was_told_before() {
           notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -426,7 +494,10 @@ fn the_budget_is_spent() {
         group_by = ["host"]
         receivers = { default = { budget = { max = 1, per = "1h" } } }"#;
     let story = "00:10 ERROR a\n00:20 ERROR a\n01:10 ERROR b\n01:20 ERROR b\n02:30 INFO a\n03:00";
-    check(Scenario { key: Some("b"), notify, ..PLAIN }, story, expect![[r#"
+    check(
+        Scenario { key: Some("b"), notify, ..PLAIN },
+        story,
+        expect![[r#"
         too_many for b: over budget
           because the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
 
@@ -437,13 +508,17 @@ fn the_budget_is_spent() {
           notify oncall, receiver default: the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn somebody_takes_care() {
     let ack = r#"{"command":"acknowledge","id":"{}:{alertname=\"too_many\"}","by":"ana"}"#;
-    check(PLAIN, &format!("{FIRING}\n02:30 commands {ack}\n03:00"), expect![[r#"
+    check(
+        PLAIN,
+        &format!("{FIRING}\n02:30 commands {ack}\n03:00"),
+        expect![[r#"
         too_many: acknowledged
           because ana takes care of it
 
@@ -454,13 +529,17 @@ fn somebody_takes_care() {
           notify oncall, receiver default: ana takes care of it
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn nobody_reads_its_receiver() {
     let notify = r#"routes = [{ matchers = ["severity=warning"], receiver = "nobody" }]"#;
-    check(Scenario { notify, ..PLAIN }, FIRING, expect![[r#"
+    check(
+        Scenario { notify, ..PLAIN },
+        FIRING,
+        expect![[r#"
         too_many: nobody reads
           because no sink reads the receiver `nobody` of `oncall`
 
@@ -471,13 +550,17 @@ fn nobody_reads_its_receiver() {
           notify oncall, receiver nobody: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn it_was_so_at_a_time() {
     let story = format!("{FIRING}\n02:10 ERROR a\n03:30 INFO a\n04:00");
-    check(Scenario { at: Some("1970-01-01T00:01:30Z"), ..PLAIN }, &story, expect![[r#"
+    check(
+        Scenario { at: Some("1970-01-01T00:01:30Z"), ..PLAIN },
+        &story,
+        expect![[r#"
         too_many: notified
           because default was told at 1970-01-01T00:01:00Z (first)
 
@@ -485,22 +568,31 @@ fn it_was_so_at_a_time() {
           notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (first)
 
         (as of the test)
-    "#]]);
-    check(Scenario { at: Some("1970-01-01T00:00:30Z"), ..PLAIN }, &story, expect![[r#"
+    "#]],
+    );
+    check(
+        Scenario { at: Some("1970-01-01T00:00:30Z"), ..PLAIN },
+        &story,
+        expect![[r#"
         too_many: nothing told
           because of what is still known, nothing was told of it before 1970-01-01T00:00:30Z
 
 
         (as of the test)
-    "#]]);
-    check(Scenario { at: Some("1970-01-01T00:05:00Z"), ..PLAIN }, &story, expect![[r#"
+    "#]],
+    );
+    check(
+        Scenario { at: Some("1970-01-01T00:05:00Z"), ..PLAIN },
+        &story,
+        expect![[r#"
         too_many: resolved
           because it was over at 1970-01-01T00:03:00Z
 
           rule too_many: host=a severity=warning was resolved since 1970-01-01T00:03:00Z, values {"errors":1}
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -39,7 +39,9 @@ impl Place {
 
     pub fn start(&self) -> Daemon {
         let daemon = Daemon::start(tocsin(&["run", "pipeline.toml"]).current_dir(self.path()));
-        wait_for("the daemon to be ready", || self.try_ask("GET", "/-/ready", &[], "").is_some_and(|told| told.0 == 200));
+        wait_for("the daemon to be ready", || {
+            self.try_ask("GET", "/-/ready", &[], "").is_some_and(|told| told.0 == 200)
+        });
         daemon
     }
 

@@ -39,7 +39,12 @@ pub struct Lint {
 }
 
 /// What the lints are about, by the numbers that they begin with.
-const ROOMS: [(&[&str], &str); 4] = [(&["T00", "T01"], "Rules"), (&["T02", "T03"], "Notifying"), (&["T04"], "Silences"), (&["T05", "T06"], "Records and the daemon")];
+const ROOMS: [(&[&str], &str); 4] = [
+    (&["T00", "T01"], "Rules"),
+    (&["T02", "T03"], "Notifying"),
+    (&["T04"], "Silences"),
+    (&["T05", "T06"], "Records and the daemon"),
+];
 
 /// All of them, in the order of their codes.
 pub static LINTS: &[Lint] = &[
@@ -582,7 +587,8 @@ fn allowances_unused(
     }
     let found = unused.iter().filter(|(allowance, _)| allowance.code != lint.code).map(|(allowance, node)| {
         let message = format!("there is no `{}` to allow", allowance.code);
-        let finding = Finding::new(Subject::Daemon, ALLOW, message).help("remove it, so that the next one is not overlooked");
+        let finding =
+            Finding::new(Subject::Daemon, ALLOW, message).help("remove it, so that the next one is not overlooked");
         located(view, lint, "daemon", Finding { place: Some(node.place.clone()), ..finding }, all)
     });
     found.collect()

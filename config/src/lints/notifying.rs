@@ -49,9 +49,8 @@ pub(super) fn route_unreachable(view: &View<'_>, found: &mut Vec<Finding>) {
         let outer = path(parent, above);
         for (at, route) in parent.routes.iter().enumerate() {
             let matchers: Vec<_> = outer.iter().copied().chain(&route.matchers.0).collect();
-            let takes_all = |before: &&RouteFacts| {
-                !before.is_continued && all_follow(&all(&before.matchers), &matchers)
-            };
+            let takes_all =
+                |before: &&RouteFacts| !before.is_continued && all_follow(&all(&before.matchers), &matchers);
             if let Some(before) = parent.routes[..at].iter().take(BEFORE_MAX).find(takes_all) {
                 let message = "no alert gets here: a route before it takes all that this one is for";
                 let finding = Finding::new(Subject::Component(id), matchers_option(route), message)
@@ -71,7 +70,8 @@ pub(super) fn matchers_contradict(view: &View<'_>, found: &mut Vec<Finding>) {
             return;
         }
         let Some(label) = contradiction(&path(route, above)) else { return };
-        let help = "all matchers of a route, and of those that it stands in, must be true: write two routes, or `=~\"a|b\"`";
+        let help =
+            "all matchers of a route, and of those that it stands in, must be true: write two routes, or `=~\"a|b\"`";
         let mut finding = Finding::new(Subject::Component(id), matchers_option(route), message(label)).help(help);
         let outer = above.iter().find(|outer| outer.matchers.0.iter().any(|matcher| matcher.name == label));
         if let Some(outer) = outer {
@@ -138,7 +138,8 @@ pub(super) fn receiver_unread(view: &View<'_>, found: &mut Vec<Finding>) {
                 receiver => (format!("{name}.{receiver}"), view.port(id, receiver)),
             };
             if port.is_some_and(|port| !view.is_read(id, port)) {
-                let message = format!("nobody is told: no sink reads `{output}`, where notifications for `{receiver}` leave");
+                let message =
+                    format!("nobody is told: no sink reads `{output}`, where notifications for `{receiver}` leave");
                 let help = format!("add `{output}` to the `inputs` of a sink");
                 found.push(Finding::new(Subject::Component(id), option, message).help(help));
             }
@@ -187,7 +188,8 @@ pub(super) fn inhibit_without_alerts(view: &View<'_>, found: &mut Vec<Finding>) 
             for (side, matchers) in [("source", &inhibit.source), ("target", &inhibit.target)] {
                 let is_possible = contradiction(&all(matchers)).is_none();
                 if is_possible && !labels.iter().any(|labels| labels.may_match(&all(matchers))) {
-                    let message = format!("no rule makes alerts that are a {side} of this, so that it keeps nothing silent");
+                    let message =
+                        format!("no rule makes alerts that are a {side} of this, so that it keeps nothing silent");
                     let help = "compare its matchers with the `labels` and `group_by` of the rules that come here";
                     let option = format!("{}.{side}", inhibit.option);
                     found.push(Finding::new(Subject::Component(id), option, message).help(help));
@@ -229,7 +231,8 @@ pub(super) fn equal_unknown_label(view: &View<'_>, found: &mut Vec<Finding>) {
         for inhibit in &notifier.inhibits {
             for (at, label) in inhibit.equal.iter().enumerate() {
                 if !labels.iter().any(|labels| labels.may_have(label)) {
-                    let message = format!("no rule makes alerts with a label `{label}`, and what both do not have is equal");
+                    let message =
+                        format!("no rule makes alerts with a label `{label}`, and what both do not have is equal");
                     let help = format!("remove it, or give the rules the label `{label}`");
                     let option = format!("{}.equal[{at}]", inhibit.option);
                     found.push(Finding::new(Subject::Component(id), option, message).help(help));
@@ -306,7 +309,8 @@ pub(super) fn escalates_to_itself(view: &View<'_>, found: &mut Vec<Finding>) {
             if before.contains(&receiver.as_str()) {
                 let message = format!("`{receiver}` has been told already, and did not take care");
                 let help = "name somebody else; `repeat_interval` says when the same is told again";
-                let place = if is_own { option(route, &format!("escalate[{at}].receiver")) } else { option(route, "receiver") };
+                let place =
+                    if is_own { option(route, &format!("escalate[{at}].receiver")) } else { option(route, "receiver") };
                 found.push(Finding::new(Subject::Component(id), place, message).help(help));
             }
             before.push(receiver);

@@ -108,19 +108,15 @@ pub(super) fn secret_in_clear(view: &View<'_>, found: &mut Vec<Finding>) {
         clear_secrets(view, member.node, &mut Vec::new(), &mut places);
         for (option, place) in places {
             let message = format!("`{option}` is a secret, and stands in the configuration for everybody to read");
-            let help = "put it into a file that the daemon alone can read: `${file:/run/secrets/NAME}`; or into `${NAME}`";
+            let help =
+                "put it into a file that the daemon alone can read: `${file:/run/secrets/NAME}`; or into `${NAME}`";
             let finding = Finding::new(Subject::Component(*id), option, message).help(help);
             found.push(Finding { place: Some(place), ..finding });
         }
     }
 }
 
-fn clear_secrets<'n>(
-    view: &View<'_>,
-    node: &'n Node<'_>,
-    path: &mut Vec<&'n str>,
-    found: &mut Vec<(String, Place)>,
-) {
+fn clear_secrets<'n>(view: &View<'_>, node: &'n Node<'_>, path: &mut Vec<&'n str>, found: &mut Vec<(String, Place)>) {
     match &node.value {
         Value::Table(table) => {
             for (key, value) in table {
@@ -180,7 +176,8 @@ pub(super) fn admin_open(view: &View<'_>, found: &mut Vec<Finding>) {
 pub(super) fn alerts_dropped(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, _) in view.rules() {
         for (sink, _) in view.audiences(id) {
-            let Some(Role::Sink { audience: Audience::People, buffer }) = view.members.get(&sink).map(|sink| &sink.role)
+            let Some(Role::Sink { audience: Audience::People, buffer }) =
+                view.members.get(&sink).map(|sink| &sink.role)
             else {
                 continue;
             };

@@ -134,8 +134,7 @@ pub(super) fn resolve_below_step(view: &View<'_>, found: &mut Vec<Finding>) {
             true => "an alert is given up before the next window comes, and with `for` it never fires",
             false => "an alert is resolved between two windows that both fulfil the condition",
         };
-        let message =
-            format!("there is a window each {}, and after {} without one {effect}", told(step), told(after));
+        let message = format!("there is a window each {}, and after {} without one {effect}", told(step), told(after));
         let help = format!("write at least \"{}\", or leave it out", told(step.saturating_mul(2)));
         found.push(Finding::new(Subject::Component(id), "resolve_after", message).help(help));
     }
@@ -199,7 +198,11 @@ pub(super) fn nobody_told(view: &View<'_>, found: &mut Vec<Finding>) {
             let sinks: Vec<_> = audiences.keys().map(|sink| view.name(*sink)).collect();
             let message = match &sinks[..] {
                 [] => format!("what `{}` tells gets to no sink", view.name(id)),
-                sinks => format!("what `{}` tells gets to {} only, where it is thrown away", view.name(id), list(sinks.iter().copied())),
+                sinks => format!(
+                    "what `{}` tells gets to {} only, where it is thrown away",
+                    view.name(id),
+                    list(sinks.iter().copied())
+                ),
             };
             let help = "name it among the `inputs` of a sink that tells somebody, such as `email`";
             found.push(Finding::new(Subject::Component(id), "", message).help(help));
@@ -230,7 +233,8 @@ pub(super) fn same_rule(view: &View<'_>, found: &mut Vec<Finding>) {
 pub(super) fn no_summary(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, rule) in view.rules() {
         if !rule.annotations.contains("summary") && view.is_told(id) {
-            let message = format!("people are told of `{}`, and nothing says in a sentence what is wrong", view.name(id));
+            let message =
+                format!("people are told of `{}`, and nothing says in a sentence what is wrong", view.name(id));
             let help = "add `annotations = { summary = \"…\" }`: it is the subject of mails and the text of messages";
             found.push(Finding::new(Subject::Component(id), "annotations", message).help(help));
         }
@@ -256,15 +260,14 @@ pub(super) fn no_severity(view: &View<'_>, found: &mut Vec<Finding>) {
         let Some(option) = asking else { continue };
         let rules = view.rules().filter(|(id, _)| view.origins(notifier).rules.contains(id));
         for (id, _) in rules.filter(|(id, rule)| !view.labels(*id, rule).may_have(SEVERITY)) {
-            let message = format!(
-                "alerts of `{}` have no `{SEVERITY}`, and `{}` goes by it",
-                view.name(id),
-                view.name(notifier)
-            );
+            let message =
+                format!("alerts of `{}` have no `{SEVERITY}`, and `{}` goes by it", view.name(id), view.name(notifier));
             let help = format!("add `{SEVERITY}` to its `labels`");
-            let finding = Finding::new(Subject::Component(id), "labels", message)
-                .help(help)
-                .note(Subject::Component(notifier), option.clone(), "here");
+            let finding = Finding::new(Subject::Component(id), "labels", message).help(help).note(
+                Subject::Component(notifier),
+                option.clone(),
+                "here",
+            );
             found.push(finding);
         }
     }

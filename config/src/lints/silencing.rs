@@ -46,7 +46,9 @@ pub(super) fn of_nothing(view: &View<'_>, found: &mut Vec<Finding>) {
     for (at, (silence, _)) in view.silences.iter().enumerate() {
         let matchers = all(&silence.matchers);
         let message = match (contradiction(&matchers), &labels) {
-            (Some(label), _) => format!("what this silence asks of `{label}` excludes itself, so that it is for no alert"),
+            (Some(label), _) => {
+                format!("what this silence asks of `{label}` excludes itself, so that it is for no alert")
+            }
             (None, Some(labels)) if !labels.iter().any(|labels| labels.may_match(&matchers)) => {
                 "no rule makes alerts that this silence is for".to_owned()
             }
@@ -59,7 +61,8 @@ pub(super) fn of_nothing(view: &View<'_>, found: &mut Vec<Finding>) {
 
 pub(super) fn without_notifier(view: &View<'_>, found: &mut Vec<Finding>) {
     if view.notifiers().next().is_none() && !view.silences.is_empty() {
-        let message = "silences are heeded by `notify`, and there is none: sinks that read a rule are told of each transition";
+        let message =
+            "silences are heeded by `notify`, and there is none: sinks that read a rule are told of each transition";
         let help = "put an operator of the type `notify` between the rules and the sinks: tocsin help notify";
         found.push(Finding::new(Subject::Silence(0), "", message).help(help));
     }

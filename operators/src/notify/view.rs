@@ -129,7 +129,8 @@ fn last_told(notifier: &Notifier) -> HashMap<(&str, &str), &Json> {
 fn alert_view(notifier: &Notifier, fingerprint: &str, last: &HashMap<(&str, &str), &Json>) -> Json {
     let alert = &notifier.alerts[fingerprint];
     let silenced_by: Vec<_> = notifier.silences.muting(alert, notifier.now).collect();
-    let inhibited_by: Vec<_> = notifier.inhibitor.inhibiting(|name| alert.label(name)).map(|(_, by)| by).into_iter().collect();
+    let inhibited_by: Vec<_> =
+        notifier.inhibitor.inhibiting(|name| alert.label(name)).map(|(_, by)| by).into_iter().collect();
     let quiet = notifier.quiet(fingerprint, notifier.now);
     let keys = notifier.memberships.get(fingerprint).into_iter().flatten();
     let groups = keys.filter_map(|key| Some((key, notifier.groups.get(key)?)));
