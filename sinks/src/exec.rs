@@ -120,11 +120,16 @@ impl SinkConfig for Config {
             name: Arc::clone(&context.name),
             command: self.command.clone(),
             environment: self.environment.clone(),
-            directory: context.folder.join(self.directory.clone().unwrap_or_default()),
+            directory: directory(context.folder.join(self.directory.clone().unwrap_or_default())),
             timeout: self.delivery.timeout(Usual::SLOW),
         };
         Box::new(Exec { runner: Arc::new(runner), settings: self.delivery.settings(Usual::SLOW), outbox: None })
     }
+}
+
+/// A folder that commands can be run in: that of a configuration named without one is the current one.
+fn directory(folder: PathBuf) -> PathBuf {
+    if folder.as_os_str().is_empty() { ".".into() } else { folder }
 }
 
 struct Exec {
@@ -452,6 +457,13 @@ mod tests {
         running.barrier(1).await;
         running.stop.cancel();
         assert!(matches!(running.end().await.unwrap(), SinkState::Unchanged | SinkState::State(_)));
+    }
+
+    #[test]
+    fn there_is_always_a_folder() {
+        for (folder, expected) in [("", "."), ("a", "a"), ("/", "/")] {
+            assert_eq!(directory(folder.into()), Path::new(expected));
+        }
     }
 
     #[test]
