@@ -128,30 +128,30 @@ fn a_replay_tells_alerts_notifications_and_what_they_come_to() {
         folder.path(),
         "replay rules.toml --from app.log",
         expect![[r#"
-        2026-11-20T12:00:40Z  pending   disk_full {service="db"}
-        2026-11-20T12:00:40Z  firing    disk_full {service="db"}
-        2026-11-20T12:00:40Z  -> told   chat: pending: db
-        2026-11-20T12:00:40Z  -> told   chat: firing: db
-        2026-11-20T12:00:40Z  -> told   mail: [PENDING] disk_full
-        2026-11-20T12:00:40Z  -> told   mail: [FIRING] disk_full
-        2026-11-20T12:01:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:01:10Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
-        2026-11-20T12:02:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:02:10Z  resolved  disk_full {service="db"}
-        2026-11-20T12:02:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
-        2026-11-20T12:02:20Z  -> told   chat: resolved: db
-        2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full
-        2026-11-20T12:05:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:05:00Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
+            2026-11-20T12:00:40Z  pending   disk_full {service="db"}
+            2026-11-20T12:00:40Z  firing    disk_full {service="db"}
+            2026-11-20T12:00:40Z  -> told   chat: pending: db
+            2026-11-20T12:00:40Z  -> told   chat: firing: db
+            2026-11-20T12:00:40Z  -> told   mail: [PENDING] disk_full: service=db
+            2026-11-20T12:00:40Z  -> told   mail: [FIRING] disk_full: service=db
+            2026-11-20T12:01:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:01:10Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
+            2026-11-20T12:02:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:02:10Z  resolved  disk_full {service="db"}
+            2026-11-20T12:02:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
+            2026-11-20T12:02:20Z  -> told   chat: resolved: db
+            2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full: service=db
+            2026-11-20T12:05:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:05:00Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
 
-        records           10 read, 1 undecodable, 0 late
-        span              2026-11-20T12:00:05Z to 2026-11-20T12:05:00Z, 4m55s
-        rule disk_full    fired 1, resolved 1, longest 1m30s
-        rule many_errors  fired 2, resolved 1, longest 1m, firing at the end 1
-        receiver chat     3 notifications
-        receiver mail     6 notifications
-        exit status 0
-    "#]],
+            records           10 read, 1 undecodable, 0 late
+            span              2026-11-20T12:00:05Z to 2026-11-20T12:05:00Z, 4m55s
+            rule disk_full    fired 1, resolved 1, longest 1m30s
+            rule many_errors  fired 2, resolved 1, longest 1m, firing at the end 1
+            receiver chat     3 notifications
+            receiver mail     6 notifications
+            exit status 0
+        "#]],
     );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing was written");
 }
@@ -206,7 +206,7 @@ fn what_is_before_since_is_lived_through_and_what_is_after_until_is_not_read() {
             2026-11-20T12:02:10Z  resolved  disk_full {service="db"}
             2026-11-20T12:02:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
             2026-11-20T12:02:20Z  -> told   chat: resolved: db
-            2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full
+            2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full: service=db
 
             records           8 read, 1 undecodable, 0 late
             span              2026-11-20T12:01:10Z to 2026-11-20T12:04:01Z, 2m51s
@@ -222,24 +222,24 @@ fn what_is_before_since_is_lived_through_and_what_is_after_until_is_not_read() {
         folder.path(),
         "replay rules.toml --from app.log --since 2026-11-20T12:02:00Z --until 2026-11-20T12:30:00Z",
         expect![[r#"
-        2026-11-20T12:02:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:02:10Z  resolved  disk_full {service="db"}
-        2026-11-20T12:02:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
-        2026-11-20T12:02:20Z  -> told   chat: resolved: db
-        2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full
-        2026-11-20T12:05:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:05:10Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
-        2026-11-20T12:10:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
-        2026-11-20T12:10:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
+            2026-11-20T12:02:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:02:10Z  resolved  disk_full {service="db"}
+            2026-11-20T12:02:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
+            2026-11-20T12:02:20Z  -> told   chat: resolved: db
+            2026-11-20T12:02:20Z  -> told   mail: [RESOLVED] disk_full: service=db
+            2026-11-20T12:05:00Z  firing    many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:05:10Z  -> told   mail: [FIRING] many_errors: 2 errors of cart
+            2026-11-20T12:10:00Z  resolved  many_errors {service="cart", severity="critical"}  2 errors of cart
+            2026-11-20T12:10:10Z  -> told   mail: [RESOLVED] many_errors: 2 errors of cart
 
-        records           10 read, 1 undecodable, 0 late
-        span              2026-11-20T12:02:00Z to 2026-11-20T12:30:00Z, 28m
-        rule disk_full    fired 0, resolved 1, longest 1m30s
-        rule many_errors  fired 1, resolved 2, longest 5m
-        receiver chat     1 notification
-        receiver mail     4 notifications
-        exit status 0
-    "#]],
+            records           10 read, 1 undecodable, 0 late
+            span              2026-11-20T12:02:00Z to 2026-11-20T12:30:00Z, 28m
+            rule disk_full    fired 0, resolved 1, longest 1m30s
+            rule many_errors  fired 1, resolved 2, longest 5m
+            receiver chat     1 notification
+            receiver mail     4 notifications
+            exit status 0
+        "#]],
     );
     check(
         folder.path(),
