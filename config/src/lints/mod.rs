@@ -410,11 +410,11 @@ impl Allowance {
             None => (text, None),
         };
         let Some(lint) = lint(code) else {
-            let meant = nearest(&code.to_uppercase(), LINTS.iter().map(|lint| lint.code));
-            let help = meant.map_or_else(
-                || "`tocsin help checks` lists them; write `T012`, or `T012:NAME` for one component".to_owned(),
-                |meant| format!("did you mean `{meant}`?"),
-            );
+            let codes: Vec<_> = LINTS.iter().map(|lint| lint.code.to_lowercase()).collect();
+            let help = match nearest(code, codes.iter().map(String::as_str)) {
+                Some(meant) => format!("did you mean `{}`?", meant.to_uppercase()),
+                None => "`tocsin help checks` lists them; write `T012`, or `T012:NAME` for one component".to_owned(),
+            };
             return Err((format!("there is no check `{code}`"), help));
         };
         Ok(Self { code: lint.code, component })

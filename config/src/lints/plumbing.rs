@@ -39,8 +39,14 @@ fn raw_source(view: &View<'_>, to: ComponentId) -> Option<ComponentId> {
         match view.members.get(&id).map(|member| &member.role) {
             Some(Role::Source { is_commands: false, .. }) => return Some(id),
             Some(Role::Relay) => open.extend(view.inputs(id)),
-            Some(Role::Operator { keying: Keying::Stateless { .. }, makes: Makes::Same, .. }) => {
-                open.extend(view.inputs(id));
+            Some(Role::Operator { keying, makes, .. }) => {
+                let hands_on_all = matches!((keying, makes), (Keying::Stateless { .. }, Makes::Same));
+                // What does not pass a `throttle`, what is too late for a window.
+                let is_left_over = outlet.port > 0 && matches!(keying, Keying::By { .. });
+                let is_made = matches!(makes, Makes::Within { .. });
+                if hands_on_all || is_left_over && !is_made || view.is_rejected(outlet) {
+                    open.extend(view.inputs(id));
+                }
             }
             _ => {}
         }
