@@ -198,6 +198,24 @@ fn times_of_a_rule_are_held_against_how_far_windows_are_apart() {
 }
 
 #[test]
+fn levels_that_rise_are_left_alone() {
+    let levels = |first: &str, second: &str| {
+        let level = |name, text: &str| format!("{{ severity = \"{name}\", {text} }}");
+        rule("count()", &format!("levels = [\n{},\n{},\n]", level("a", first), level("b", second)))
+    };
+    check(
+        "T013",
+        &levels("condition = '.n > 9'", "condition = '.n > 5'"),
+        expect![[r#"
+            a.toml:17:31: an alert is never on this level: wherever this holds, a level above it does
+        "#]],
+    );
+    // It is told until the one above has held for as long.
+    check("T013", &levels("condition = '.n > 9'", "condition = '.n > 5', for = \"5m\""), expect![[""]]);
+    check("T013", &levels("condition = '.n > 9'", "condition = '.host == \"a\"'"), expect![[""]]);
+}
+
+#[test]
 fn labels_and_keys_that_have_few_values_are_left_alone() {
     let plain = |options: &str| {
         format!("[operators.r]\ntype = \"alert\"\ninputs = [\"app\"]\ncondition = \".n > 5\"\n{options}\n")

@@ -49,9 +49,12 @@ pub struct WindowFacts {
 /// A rule.
 #[derive(Clone, Debug)]
 pub struct RuleFacts {
-    /// One, or one for each severity.
+    /// One, or one for each severity, rising.
     pub conditions: Vec<Watched>,
+    pub keep_firing_for: Duration,
     pub resolve_after: Option<Duration>,
+    /// So many changes within that time make it flap.
+    pub flapping: Option<(usize, Duration)>,
     /// The names under which the values of its `group_by` are labels; `None`: those of the window, or the fields that labels name.
     pub keys: Option<Vec<String>>,
     pub labels: BTreeMap<String, LabelText>,

@@ -133,6 +133,20 @@ pub static LINTS: &[Lint] = &[
         find: rules::not_tested,
     },
     Lint {
+        code: "T013",
+        name: "level-never-told",
+        summary: "a level that is always outdone by one above it",
+        page: include_str!("pages/T013.md"),
+        find: rules::level_never_told,
+    },
+    Lint {
+        code: "T014",
+        name: "never-flaps",
+        summary: "a `flapping` that windows are too far apart for",
+        page: include_str!("pages/T014.md"),
+        find: rules::never_flaps,
+    },
+    Lint {
         code: "T020",
         name: "route-unreachable",
         summary: "a route behind one that takes all its alerts",

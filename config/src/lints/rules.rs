@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tocsin_pipeline::expression::{Known, Verdict, prove};
+use tocsin_pipeline::expression::{Known, Verdict, follows, prove};
 
 use super::view::{Finding, Stream, Subject, View, each_route};
-use crate::facts::{Audience, LabelText, RuleFacts};
+use crate::facts::{Audience, LabelText, RuleFacts, Watched};
 use crate::matcher::Matcher;
 use crate::plan::ComponentId;
 use crate::scale::reached;
@@ -53,13 +53,21 @@ fn with_empty(known: Known) -> Known {
     }
 }
 
+/// What becomes of a condition that does not hold.
+fn never(rule: &RuleFacts, name: &str) -> String {
+    match rule.conditions.len() {
+        1 => format!("`{name}` never fires"),
+        _ => format!("`{name}` is never on this level"),
+    }
+}
+
 pub(super) fn never_fires(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, rule) in view.rules() {
         let stream = view.stream(id);
         for watched in &rule.conditions {
             let is_never = |empty| verdict(&watched.condition, &stream, empty) == Verdict::Never;
             if is_never(true) {
-                let message = format!("no record fulfils this condition, so that `{}` never fires", view.name(id));
+                let message = format!("no record fulfils this condition, so that {}", never(rule, view.name(id)));
                 let help = "look at what it compares, and with what";
                 found.push(Finding::new(Subject::Component(id), &watched.option, message).help(help));
             }
@@ -74,8 +82,8 @@ pub(super) fn empty_window(view: &View<'_>, found: &mut Vec<Finding>) {
             let verdict = |empty| verdict(&watched.condition, &stream, empty);
             if verdict(false) == Verdict::Never && verdict(true) != Verdict::Never {
                 let message = format!(
-                    "only a window without records would fulfil this, and there is no such window: `{}` never fires",
-                    view.name(id)
+                    "only a window without records would fulfil this, and there is no such window: {}",
+                    never(rule, view.name(id))
                 );
                 let help = "let the window read more and count what is missed: `count(CONDITION)` can be 0";
                 found.push(Finding::new(Subject::Component(id), &watched.option, message).help(help));
@@ -290,6 +298,45 @@ pub(super) fn not_tested(view: &View<'_>, found: &mut Vec<Finding>) {
             let message = format!("no test looks at `{}`, nor at anything that its alerts get to", view.name(id));
             let help = "add one of `[[tests]]` with `alerts` or `notifications` of it: tocsin help tests";
             found.push(Finding::new(Subject::Component(id), "", message).help(help));
+        }
+    }
+}
+
+pub(super) fn level_never_told(view: &View<'_>, found: &mut Vec<Finding>) {
+    for (id, rule) in view.rules() {
+        let stream = view.stream(id);
+        for (at, lower) in rule.conditions.iter().enumerate() {
+            let outdoes = |higher: &&Watched| {
+                higher.pending_for <= lower.pending_for
+                    && follows(&higher.condition, &lower.condition, |path| stream.known(path))
+            };
+            // What is never true is told already.
+            let is_ever = verdict(&lower.condition, &stream, false) != Verdict::Never;
+            if let Some(higher) = rule.conditions[at + 1..].iter().find(outdoes).filter(|_| is_ever) {
+                let message = "an alert is never on this level: wherever this holds, a level above it does";
+                let help = "levels rise: write the one that holds most often first, and the worst last";
+                let finding = Finding::new(Subject::Component(id), &lower.option, message).help(help);
+                found.push(finding.note(Subject::Component(id), &higher.option, "the level above"));
+            }
+        }
+    }
+}
+
+pub(super) fn never_flaps(view: &View<'_>, found: &mut Vec<Finding>) {
+    for (id, rule) in view.rules() {
+        let Some((step, _)) = view.stream(id).steps() else { continue };
+        let Some((changes, within)) = rule.flapping else { continue };
+        // Else it may be resolved between two windows.
+        let changes_at_windows = rule.keep_firing_for.is_zero() && rule.resolve_after.is_none_or(|after| after >= step);
+        let needed = step.saturating_mul(u32::try_from(changes).unwrap_or(u32::MAX).saturating_sub(1));
+        if changes_at_windows && within < needed {
+            let message = format!(
+                "{changes} changes take {} at least, since there is a window each {}: it never flaps",
+                told(needed),
+                told(step)
+            );
+            let help = "write a longer `within`, or fewer `changes`";
+            found.push(Finding::new(Subject::Component(id), "flapping.within", message).help(help));
         }
     }
 }

@@ -398,7 +398,9 @@ impl OperatorConfig for Config {
         }
         Facts::Rule(RuleFacts {
             conditions: alone.chain(levels).collect(),
+            keep_firing_for: self.keep_firing_for.0,
             resolve_after: self.resolve_after.map(|after| after.0),
+            flapping: self.flapping.as_ref().map(|flapping| (flapping.changes, flapping.within.0)),
             keys: self.group_by.as_ref().map(|keys| keys.iter().map(|source| key_name(source)).collect()),
             labels,
             annotations: self.annotations.keys().cloned().collect(),

@@ -22,7 +22,7 @@ use vrl::value::Value;
 use crate::codec::{FieldPath, PathTable, Projection};
 use crate::event::{Batch, Field};
 
-pub use proof::{Known, Verdict, prove};
+pub use proof::{Known, Verdict, follows, prove};
 pub use vm::ProgramError;
 
 /// What the compiler found wrong, and where in the source text.

@@ -55,6 +55,30 @@ pub fn prove(source: &str, known: impl Fn(&OwnedValuePath) -> Known) -> Verdict 
     }
 }
 
+/// Whether a condition is true of every record that another is true of, as far as that is certain.
+pub fn follows(condition: &str, from: &str, known: impl Fn(&OwnedValuePath) -> Known) -> bool {
+    let (Ok(to), Ok(from)) = (vrl::parser::parse(condition), vrl::parser::parse(from)) else { return false };
+    let ([to], [from]) = (&to.0[..], &from.0[..]) else { return false };
+    let (RootExpr::Expr(to), RootExpr::Expr(from)) = (to.inner(), from.inner()) else { return false };
+    let (to, from) = (to.inner(), from.inner());
+    let prover = Prover { known };
+    // Where it fails it is not true; what is ordered against the like does not fail.
+    let is_sure = prover.cannot_fail(to)
+        || matches!((order(to), order(from)), (Some(to), Some(from)) if to.0 == from.0 && to.1 == from.1);
+    let (holds, not) = (claim(from, true), claim(to, false));
+    is_sure && !prover.can_hold(&mut vec![&holds, &not], &mut Vec::new(), &mut 0)
+}
+
+/// Of a comparison by order, the field, and whether it is compared with a number.
+fn order(expr: &Expr) -> Option<(OwnedValuePath, bool)> {
+    match claim(expr, true) {
+        Claim::Test(path, comparison, literal) if !matches!(comparison, Comparison::Equal | Comparison::NotEqual) => {
+            Some((path, literal.as_f64().is_some()))
+        }
+        _ => None,
+    }
+}
+
 /// What must hold for a condition to be true, or to be false.
 #[derive(Debug)]
 enum Claim {
@@ -310,6 +334,21 @@ mod tests {
         ] {
             assert_eq!(verdict(source), Verdict::Always, "{source}");
         }
+    }
+
+    #[test]
+    fn what_follows_from_another_condition_is_found() {
+        let follows = |condition, from| {
+            follows(condition, from, |path| match path.to_string().as_str() {
+                "n" => Known::Number { least: 1.0, is_integer: true, is_nullable: false },
+                _ => Known::Nothing,
+            })
+        };
+        assert!(follows(".a > 10", ".a > 100") && follows(".a >= 5", ".a > 5") && follows(".a > \"a\"", ".a > \"b\""));
+        assert!(follows(".n > 1 || .n == 1", ".a == 3") && follows(".n > 10", ".n > 100 && .a == 3"));
+        assert!(!follows(".a > 100", ".a > 10") && !follows(".a > 10", ".b > 100") && !follows(".a > 5", ".a == null"));
+        // The one may be missing where the other decides.
+        assert!(!follows(".c > 1 || .a > 0", ".a > 1") && !follows(".a > \"x\"", ".a > 5"));
     }
 
     #[test]
