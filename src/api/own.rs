@@ -9,9 +9,8 @@ use tocsin_config::matcher::Matchers;
 
 use super::known::{Alert, Group};
 use super::silences::Wanted;
-use crate::explain;
-
 use super::{Answer, Api, Asked, Failure, moment, only_look, only_post, request};
+use crate::explain;
 
 /// A name is not longer.
 pub(super) const NAME_MAX: usize = 100;
