@@ -1233,10 +1233,10 @@ fn reports_are_json_lines_too() {
         panic!("there are problems")
     };
     expect![[r#"
-        {"file":"a.toml","line":1,"column":1,"message":"nothing reads the source `a`","help":"name it in the `inputs` of an operator or a sink, or remove it"}
-        {"file":"a.toml","line":2,"column":8,"message":"there is no source of type \"tial\"","help":"did you mean `tail`?"}
-        {"file":"a.toml","line":3,"column":1,"message":"the source `a-` has no `type`","help":"it is one of `tail`"}
-        {"file":"a.toml","line":3,"column":1,"message":"nothing reads the source `a-`","help":"name it in the `inputs` of an operator or a sink, or remove it"}
+        {"file":"a.toml","line":1,"column":1,"level":"error","message":"nothing reads the source `a`","help":"name it in the `inputs` of an operator or a sink, or remove it"}
+        {"file":"a.toml","line":2,"column":8,"level":"error","message":"there is no source of type \"tial\"","help":"did you mean `tail`?"}
+        {"file":"a.toml","line":3,"column":1,"level":"error","message":"the source `a-` has no `type`","help":"it is one of `tail`"}
+        {"file":"a.toml","line":3,"column":1,"level":"error","message":"nothing reads the source `a-`","help":"name it in the `inputs` of an operator or a sink, or remove it"}
     "#]].assert_eq(&report.json_lines());
 }
 
