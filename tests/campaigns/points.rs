@@ -52,6 +52,12 @@ condition = '.level == "ERROR"'
 group_by = [".job"]
 resolve_after = "1s"
 
+[operators.oncall]
+type = "notify"
+inputs = ["failed"]
+group_by = ["job"]
+group_interval = "500ms"
+
 [sinks.kept_out]
 type = "file"
 inputs = ["kept"]
@@ -83,6 +89,13 @@ path = "${OUT}/alerts.ndjson"
 type = "webhook"
 inputs = ["failed"]
 url = "http://127.0.0.1:${PORT}/alerts"
+allow_private = true
+retry = { initial = "10ms", max = "50ms" }
+
+[sinks.oncall_told]
+type = "webhook"
+inputs = ["oncall"]
+url = "http://127.0.0.1:${PORT}/oncall"
 allow_private = true
 retry = { initial = "10ms", max = "50ms" }
 
@@ -158,6 +171,9 @@ const TRIMMED_WITHIN: usize = 50;
 /// The point to die at, and at which visit.
 type Fault = Option<(&'static str, u64)>;
 
+/// What is told of groups of alerts when nothing dies, by identity: whoever dies tells the same. `None` before it is known.
+type Undisturbed = Option<BTreeMap<String, String>>;
+
 /// All points but those that take a Kafka: `tests/kafka_campaigns` comes to these.
 fn here() -> impl Iterator<Item = &'static &'static str> {
     POINTS.iter().filter(|point| !point.starts_with("kafka.") && !point.starts_with("decider."))
@@ -165,7 +181,8 @@ fn here() -> impl Iterator<Item = &'static &'static str> {
 
 fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
     let list = tempfile::NamedTempFile::new()?;
-    story(order, None, Some(list.path()), outcome)?;
+    let mut undisturbed = None;
+    story(order, None, Some(list.path()), &mut undisturbed, outcome)?;
     pushed(order, None, Some(list.path()), outcome)?;
     buffered(order, None, Some(list.path()), outcome)?;
     let hit: BTreeSet<String> = fs::read_to_string(list.path())?.lines().map(str::to_owned).collect();
@@ -181,12 +198,12 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
         for point in points() {
             // The first visit is one that there is; later ones may not be.
             let visit = if round == 0 { 1 } else { random.between(2, 2 + 2 * round) };
-            let told = match point.split('.').next() {
-                Some("journal") => pushed,
-                Some("buffer") => buffered,
-                _ => story,
+            let fault = Some((*point, visit));
+            let died = match point.split('.').next() {
+                Some("journal") => pushed(order, fault, None, outcome)?,
+                Some("buffer") => buffered(order, fault, None, outcome)?,
+                _ => story(order, fault, None, &mut undisturbed, outcome)?,
             };
-            let died = told(order, Some((point, visit)), None, outcome)?;
             *deaths.entry(point).or_default() += died;
             outcome.runs += 1;
             if !outcome.is_clean() {
@@ -205,7 +222,13 @@ fn every_point(order: &Order, outcome: &mut Outcome) -> anyhow::Result<()> {
 
 /// A log that grows, is rotated, copied and truncated, and a daemon that is killed from outside, stopped and started again.
 /// Gives how often it died at its point.
-fn story(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome) -> anyhow::Result<u64> {
+fn story(
+    order: &Order,
+    fault: Fault,
+    list: Option<&Path>,
+    undisturbed: &mut Undisturbed,
+    outcome: &mut Outcome,
+) -> anyhow::Result<u64> {
     let (receiver, lines) = (Receiver::start(order.seed), Lines::start());
     let variables = vec![("PORT", receiver.port().to_string()), ("LINES", lines.port().to_string())];
     let scene = Scene::new(order, PIPELINE, variables);
@@ -269,6 +292,7 @@ fn story(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outcome
     keeper.terminate()?;
     keeper.finish()?;
     judge(&scene, &writer, &receiver, &lines, outcome);
+    judge_notifications(&receiver, undisturbed, outcome);
     scene.audit(outcome);
     if !outcome.is_clean() {
         println!("what the daemons said last:\n{}", scene.told());
@@ -467,6 +491,25 @@ fn judge(scene: &Scene, writer: &Writer, receiver: &Receiver, lines: &Lines, out
     let sent: String = lines.all().iter().map(|line| format!("{line}\n")).collect();
     let sent: BTreeSet<u64> = numbers(&records(&sent, "lines", outcome)).into_iter().collect();
     outcome.compare("sent", kept, sent);
+}
+
+/// Each notification has one identity and tells one thing, and all are told that are told when nothing dies.
+fn judge_notifications(receiver: &Receiver, undisturbed: &mut Undisturbed, outcome: &mut Outcome) {
+    let mut told: BTreeMap<String, String> = BTreeMap::new();
+    for request in receiver.accepted("/oncall") {
+        let record: serde_json::Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let alerts = record["alerts"].as_array().into_iter().flatten();
+        let alerts: Vec<_> = alerts.map(|alert| format!("{} {}", alert["state"], alert["id"])).collect();
+        let text = format!("{} {} {} {alerts:?}", record["reason"], record["group_key"], record["time"]);
+        if let Some(before) = told.insert(request.id.clone(), text.clone()).filter(|before| *before != text) {
+            outcome.violations.push(format!("{} told two things: {before} and {text}", request.id));
+        }
+    }
+    match undisturbed {
+        None if told.len() < 5 => outcome.violations.push(format!("{} notifications show nothing", told.len())),
+        None => *undisturbed = Some(told),
+        Some(undisturbed) => outcome.compare("notifications", undisturbed.clone(), told),
+    }
 }
 
 /// Of the rotated files the last two are there: whole, in order, and up to the last record.
