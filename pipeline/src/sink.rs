@@ -280,7 +280,10 @@ impl Deliveries {
 
 /// How the last attempts of all sinks of a pipeline went; clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct DeliveryLog(Arc<Mutex<VecDeque<(Arc<str>, Timestamp, Delivery)>>>);
+pub struct DeliveryLog(Arc<Mutex<VecDeque<Logged>>>);
+
+/// The sink, when, and how it went.
+type Logged = (Arc<str>, Timestamp, Delivery);
 
 /// How many attempts a log holds.
 const LOGGED_MAX: usize = 1000;
