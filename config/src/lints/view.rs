@@ -39,6 +39,7 @@ pub(crate) struct Member<'a> {
     pub(crate) role: Role,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each component, made once and looked at where it is")]
 pub(crate) enum Role {
     Source {
         /// Whether it is the source of what people say, which nobody has written.
