@@ -244,7 +244,8 @@ fn commands_list_alerts_and_silence_them() {
     assert!(listed.starts_with("firing  disk  ") && listed.contains("\n  pager at oncall: told at "), "{listed}");
     assert_eq!(listed.lines().count(), 3, "{listed}");
     let listed = run(&["alerts", "--admin", &admin, "--format", "json"]);
-    assert_eq!(listed.lines().map(|line| serde_json::from_str::<Json>(line).unwrap()).count(), 2);
+    let listed: Vec<Json> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(listed.len(), 2);
     let preview = run(&["silence", "preview", "host=~\"a|c\"", "--admin", &admin]);
     let expected = "2 notifications";
     assert!(preview.starts_with("1 alert that fires now would be muted\n") && preview.contains(expected), "{preview}");

@@ -95,8 +95,11 @@ async fn take(mut deliveries: mpsc::Receiver<Delivery>, context: SourceContext) 
     let lane = context.lane("", Origin::Stream);
     let mut base = context.positions.get("").and_then(|position| position["offset"].as_u64()).unwrap_or(0);
     context.emit(SourceEvent::Idle(Arc::clone(&lane))).await?;
-    // Nobody delivers anything to a daemon that reads everything to its end.
-    while !context.once {
+    if context.once {
+        // Nobody delivers anything to a daemon that reads everything to its end.
+        return Ok(());
+    }
+    loop {
         let delivery = tokio::select! {
             biased;
             () = context.stop.cancelled() => break,

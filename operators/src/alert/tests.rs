@@ -482,7 +482,7 @@ fn lines_around_a_record_are_kept_with_it() {
         end
         "#,
     );
-    let last = outcome.lines().filter(|line| line.contains("resolved")).next_back().unwrap();
+    let last = outcome.lines().rfind(|line| line.contains("resolved")).unwrap();
     let record: serde_json::Value = serde_json::from_str(last.split_once(' ').unwrap().1).unwrap();
     let mut text = String::new();
     for piece in record["evidence"].as_array().unwrap() {

@@ -346,6 +346,9 @@ impl Operator for Window {
 fn is_text(value: &Json, text: &str) -> bool {
     match value {
         Json::String(value) => value == text,
-        value => value.to_string() == text,
+        value => {
+            let written = value.to_string();
+            written == text
+        }
     }
 }
