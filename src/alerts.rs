@@ -51,6 +51,9 @@ fn text(alerts: &[Json]) -> String {
     for alert in alerts {
         let head = [&alert["state"], &alert["alert"], &alert["fingerprint"]].map(plain).join("  ");
         text += &format!("{head}  since {}\n  {}\n", when(&alert["starts_at"]), labels(&alert["labels"]));
+        if alert["state"] == "pending" {
+            text += &format!("  fires at {} if it goes on\n", when(&alert["fires_at"]));
+        }
         if let Some(summary) = alert["annotations"]["summary"].as_str() {
             text += &format!("  {}\n", summary.lines().collect::<Vec<_>>().join(" "));
         }
@@ -125,6 +128,10 @@ mod tests {
                 { "receiver": "pager", "cause": "group_wait", "until": "2026-11-29T12:00:30Z" },
             ])),
             alert(json!([{ "receiver": "default", "cause": "silenced", "silences": ["s", "t"] }])),
+            json!({
+                "alert": "disk", "state": "pending", "labels": { "host": "b" }, "starts_at": "2026-11-29T12:00:00Z",
+                "fires_at": "2026-11-29T12:02:00Z", "receivers": [],
+            }),
         ];
         expect![[r#"
             firing  disk  0123456789abcdef  since 2026-11-29T12:00:00Z
@@ -136,6 +143,9 @@ mod tests {
               {alertname="disk", host="a"}
               disk of a is full
               default at oncall: silenced by s, t
+            pending  disk  -  since 2026-11-29T12:00:00Z
+              {host="b"}
+              fires at 2026-11-29T12:02:00Z if it goes on
         "#]]
         .assert_eq(&text(&alerts));
     }

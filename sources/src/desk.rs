@@ -44,7 +44,9 @@ pub enum DeskError {
 pub async fn deliver(kind: &'static str, records: Vec<Bytes>) -> Result<(), DeskError> {
     let doors: Vec<_> = {
         let doors = DOORS.lock().unwrap_or_else(PoisonError::into_inner);
-        doors.iter().filter(|((known, _), _)| *known == kind).map(|(_, door)| door.clone()).collect()
+        // One that is closed was of a configuration from before.
+        let open = doors.iter().filter(|((known, _), door)| *known == kind && !door.is_closed());
+        open.map(|(_, door)| door.clone()).collect()
     };
     if doors.is_empty() {
         return Err(DeskError::Nobody(kind));
@@ -87,7 +89,9 @@ impl Source for Desk {
 
 fn door(kind: &'static str, name: &Arc<str>) -> mpsc::Receiver<Delivery> {
     let (door, deliveries) = mpsc::channel(WAITING_MAX);
-    DOORS.lock().unwrap_or_else(PoisonError::into_inner).insert((kind, Arc::clone(name)), door);
+    let mut doors = DOORS.lock().unwrap_or_else(PoisonError::into_inner);
+    doors.retain(|_, door| !door.is_closed());
+    doors.insert((kind, Arc::clone(name)), door);
     deliveries
 }
 
@@ -156,6 +160,6 @@ mod tests {
         let desk = door("somebody", &"one".into());
         assert_eq!(deliver("somebody", records.clone()).await, Err(DeskError::Busy), "nobody has come to take them");
         drop(desk);
-        assert_eq!(deliver("somebody", records).await, Err(DeskError::Busy));
+        assert_eq!(deliver("somebody", records).await, Err(DeskError::Nobody("somebody")), "its source has ended");
     }
 }

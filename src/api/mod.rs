@@ -60,9 +60,14 @@ impl Api {
 
     /// What each running `notify` says.
     async fn ask(&self, question: Json) -> Result<Vec<Json>, Failure> {
+        self.ask_about("notify", question).await
+    }
+
+    /// What each running operator says that knows about something.
+    async fn ask_about(&self, subject: &str, question: Json) -> Result<Vec<Json>, Failure> {
         let mut asked = Vec::new();
         for status in self.views.statuses() {
-            for name in status.inquiries.about("notify") {
+            for name in status.inquiries.about(subject) {
                 let (status, question) = (Arc::clone(&status), question.clone());
                 asked.push(async move {
                     let told = status.inquiries.ask(&name, question).await;
@@ -78,6 +83,16 @@ impl Api {
         join_all(asked).await.into_iter().collect()
     }
 
+    /// Brings records to the sources of a type. `nobody` is told where there is none.
+    async fn deliver(&self, kind: &'static str, records: Vec<Bytes>, nobody: &str) -> Result<(), Failure> {
+        match desk::deliver(kind, records).await {
+            Ok(()) => Ok(()),
+            Err(DeskError::Nobody(_)) if self.views.is_running() => Err(Failure::not_found(nobody)),
+            Err(DeskError::Nobody(_)) => Err(Failure::busy("the pipeline is starting")),
+            Err(error @ DeskError::Busy) => Err(Failure::busy(error.to_string())),
+        }
+    }
+
     /// Tells the operators something and waits until it is safe, and until they say that it is done.
     async fn tell<'a>(
         &self,
@@ -85,14 +100,8 @@ impl Api {
         is_done: impl Fn() -> BoxFuture<'a, Result<bool, Failure>> + Send + Sync,
     ) -> Result<(), Failure> {
         let records = commands.iter().map(|command| Bytes::from(command.to_string())).collect();
-        match desk::deliver(tocsin_config::COMMANDS, records).await {
-            Ok(()) => {}
-            Err(DeskError::Nobody(_)) => {
-                let message = "the configuration has no `notify`, so there is nobody to tell; see: tocsin help notify";
-                return Err(Failure::not_found(message));
-            }
-            Err(error @ DeskError::Busy) => return Err(Failure::busy(error.to_string())),
-        }
+        let nobody = "the configuration has no `notify`, so there is nobody to tell; see: tocsin help notify";
+        self.deliver(tocsin_config::COMMANDS, records, nobody).await?;
         let done = async {
             while !is_done().await? {
                 tokio::time::sleep(ASKED_EVERY).await;

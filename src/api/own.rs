@@ -48,6 +48,23 @@ fn alert_view(notify: &str, alert: &Alert) -> Json {
     })
 }
 
+/// The same of one that has not held for long enough.
+fn pending_view(rule: &Json, alert: &Json) -> Json {
+    let mut labels = alert["labels"].clone();
+    if let Some(labels) = labels.as_object_mut() {
+        labels.entry("alertname").or_insert_with(|| rule.clone());
+    }
+    json!({
+        "alert": rule,
+        "state": "pending",
+        "labels": labels,
+        "values": alert["values"],
+        "starts_at": alert["since"],
+        "fires_at": alert["fires_at"],
+        "receivers": [],
+    })
+}
+
 async fn alerts(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
     only_look(asked)?;
     let matchers = asked.matchers("filter")?;
@@ -55,6 +72,13 @@ async fn alerts(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
     for known in api.known().await? {
         let wanted = known.alerts.iter().filter(|alert| alert.is_matched(&matchers));
         told.extend(wanted.map(|alert| alert_view(&known.notify, alert)));
+    }
+    // Nobody is told of what is pending, so that only the rules know it.
+    for rule in api.ask_about("alert", json!({ "phase": "pending" })).await? {
+        let pending = rule["alerts"].as_array().into_iter().flatten();
+        let views = pending.map(|alert| pending_view(&rule["rule"], alert));
+        let is_wanted = |view: &Json| matchers.matches(|name| view["labels"][name].as_str());
+        told.extend(views.filter(is_wanted));
     }
     Ok(request::json(&json!({ "alerts": told })))
 }

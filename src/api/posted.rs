@@ -8,7 +8,6 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 use tocsin_pipeline::time::Timestamp;
-use tocsin_sources::desk::{self, DeskError};
 
 use super::{Answer, Api, Asked, Failure, answer, moment_of_go};
 
@@ -84,13 +83,9 @@ pub(super) async fn take(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
         }
     }
     if !records.is_empty() {
-        desk::deliver("alerts", records).await.map_err(|error| match error {
-            DeskError::Nobody(_) => Failure::not_found(
-                "the configuration has no source of the type `alerts`, so nobody takes alerts; add `[sources.prometheus]` with \
-                 `type = \"alerts\"`, and its name to the `inputs` of a `notify`",
-            ),
-            DeskError::Busy => Failure::busy(error.to_string()),
-        })?;
+        let nobody = "the configuration has no source of the type `alerts`, so nobody takes alerts; add `[sources.prometheus]` with \
+                      `type = \"alerts\"`, and its name to the `inputs` of a `notify`";
+        api.deliver("alerts", records, nobody).await?;
     }
     if !problems.is_empty() {
         problems.dedup();

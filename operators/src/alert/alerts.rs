@@ -709,8 +709,14 @@ impl Operator for Alerts {
         levels.collect()
     }
 
+    fn subject(&self) -> Option<&'static str> {
+        Some("alert")
+    }
+
+    /// Those of a `key`, or in a `phase`, where one is asked for.
     fn view(&self, question: &Json) -> Json {
         let key = question["key"].as_str();
+        let phase = question.get("phase").filter(|phase| !phase.is_null());
         let is_asked = |texts: &Json| {
             key.is_none_or(|key| texts.as_object().is_some_and(|texts| texts.values().any(|text| text == key)))
         };
@@ -721,7 +727,8 @@ impl Operator for Alerts {
             let is_active = whole.phase != Phase::Inactive;
             let pending_for = self.rule.times.pending_for[0];
             let is_shown = is_asked(&names) || is_asked(&as_json!(entry.labels));
-            is_shown.then(|| {
+            let is_in_phase = phase.is_none_or(|phase| *phase == as_json!(whole.phase));
+            (is_shown && is_in_phase).then(|| {
                 as_json!({
                     "key": names,
                     "phase": whole.phase,
