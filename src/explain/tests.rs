@@ -216,16 +216,16 @@ fn the_condition_is_false_for_this_key() {
         Scenario { key: Some("host=b"), ..PLAIN },
         story,
         expect![[r#"
-        too_many for host=b: condition false
-          because the condition was true of no record of this key, or has ceased to be while it was pending
+            too_many for host=b: condition false
+              because the condition was true of no record of this key, or has ceased to be while it was pending
 
-          source app: 4 records read, 0 not readable
-          filter errors: 4 records came, 3 went on (1 filtered)
-          window rate: 4 records came, 3 went on (4 aggregated)
-          rule too_many: 2 records judged
+              source app: 4 records read, 0 not readable
+              filter errors: 4 records came, 3 went on (1 filtered)
+              window rate: 3 records came, 2 went on (3 aggregated)
+              rule too_many: 2 records judged
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -254,16 +254,16 @@ fn it_is_over() {
         PLAIN,
         &format!("{FIRING}\n02:10 ERROR a\n03:30 INFO a\n04:00"),
         expect![[r#"
-        too_many: resolved
-          because it fired until 1970-01-01T00:03:00Z, and nothing has made it fire since
+            too_many: resolved
+              because it fired until 1970-01-01T00:03:00Z, and nothing has made it fire since
 
-          source app: 5 records read, 0 not readable
-          filter errors: 5 records came, 3 went on (2 filtered)
-          window rate: 5 records came, 3 went on (5 aggregated)
-          rule too_many: host=a severity=warning was over at 1970-01-01T00:03:00Z
+              source app: 5 records read, 0 not readable
+              filter errors: 5 records came, 3 went on (2 filtered)
+              window rate: 3 records came, 2 went on (3 aggregated)
+              rule too_many: host=a severity=warning was over at 1970-01-01T00:03:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -273,18 +273,18 @@ fn it_was_told() {
         PLAIN,
         FIRING,
         expect![[r#"
-        too_many: notified
-          because it was handed to `mail`
+            too_many: notified
+              because it was handed to `mail`
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 2 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
-          sink mail: how deliveries went is known to the running daemon alone
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              sink mail: how deliveries went is known to the running daemon alone
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -294,18 +294,18 @@ fn it_was_delivered() {
         Scenario { delivery: Some(("delivered", "")), key: Some("a"), ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many for a: delivered
-          because `mail` delivered it at 1970-01-01T00:02:00Z
+            too_many for a: delivered
+              because `mail` delivered it at 1970-01-01T00:02:00Z
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 2 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
-          sink mail: `mail` delivered it at 1970-01-01T00:02:00Z
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              sink mail: `mail` delivered it at 1970-01-01T00:02:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -316,18 +316,18 @@ fn its_delivery_fails() {
         Scenario { delivery, ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: delivery fails
-          because `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
+            too_many: delivery fails
+              because `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 2 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
-          sink mail: `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              sink mail: `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -338,18 +338,18 @@ fn its_receiver_refused_it() {
         Scenario { delivery, ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: refused
-          because the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
+            too_many: refused
+              because the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 2 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
-          sink mail: the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              sink mail: the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -365,17 +365,17 @@ fn it_is_silenced() {
         Scenario { more, ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: silenced
-          because the silence 7f78ce8db97ee868 mutes it
+            too_many: silenced
+              because the silence c919805d-4ea7-8f98-8853-3113f554c66b mutes it
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 1 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: the silence 7f78ce8db97ee868 mutes it
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: the silence c919805d-4ea7-8f98-8853-3113f554c66b mutes it
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -386,17 +386,17 @@ fn somebody_silences_it() {
         PLAIN,
         &format!("00:05 commands {silence}\n{FIRING}"),
         expect![[r#"
-        too_many: silenced
-          because the silence s1 mutes it
+            too_many: silenced
+              because the silence s1 mutes it
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 1 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: the silence s1 mutes it
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: the silence s1 mutes it
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -433,17 +433,17 @@ fn an_interval_mutes_it() {
         Scenario { notify, ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: muted
-          because the interval night mutes its route until 1970-01-01T06:00:00Z
+            too_many: muted
+              because the interval night mutes its route until 1970-01-01T06:00:00Z
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 1 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: the interval night mutes its route until 1970-01-01T06:00:00Z
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: the interval night mutes its route until 1970-01-01T06:00:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -453,17 +453,17 @@ fn its_group_waits() {
         Scenario { notify: "group_wait = \"10m\"", ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: group wait
-          because its group waits for more alerts until 1970-01-01T00:11:00Z
+            too_many: group wait
+              because its group waits for more alerts until 1970-01-01T00:11:00Z
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 1 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: its group waits for more alerts until 1970-01-01T00:11:00Z
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: its group waits for more alerts until 1970-01-01T00:11:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -474,17 +474,17 @@ fn its_group_was_told_before() {
         Scenario { key: Some("b"), ..PLAIN },
         story,
         expect![[r#"
-        too_many for b: group interval
-          because its group was told before and is again at 1970-01-01T00:06:00Z
+            too_many for b: group interval
+              because its group was told before and is again at 1970-01-01T00:06:00Z
 
-          source app: 5 records read, 0 not readable
-          filter errors: 5 records came, 4 went on (1 filtered)
-          window rate: 6 records came, 3 went on (6 aggregated)
-          rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
-          notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
+              source app: 5 records read, 0 not readable
+              filter errors: 5 records came, 4 went on (1 filtered)
+              window rate: 4 records came, 2 went on (4 aggregated)
+              rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
+              notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -498,17 +498,17 @@ fn the_budget_is_spent() {
         Scenario { key: Some("b"), notify, ..PLAIN },
         story,
         expect![[r#"
-        too_many for b: over budget
-          because the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
+            too_many for b: over budget
+              because the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
 
-          source app: 5 records read, 0 not readable
-          filter errors: 5 records came, 4 went on (1 filtered)
-          window rate: 6 records came, 3 went on (6 aggregated)
-          rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
-          notify oncall, receiver default: the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
+              source app: 5 records read, 0 not readable
+              filter errors: 5 records came, 4 went on (1 filtered)
+              window rate: 4 records came, 2 went on (4 aggregated)
+              rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
+              notify oncall, receiver default: the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -519,17 +519,17 @@ fn somebody_takes_care() {
         PLAIN,
         &format!("{FIRING}\n02:30 commands {ack}\n03:00"),
         expect![[r#"
-        too_many: acknowledged
-          because ana takes care of it
+            too_many: acknowledged
+              because ana takes care of it
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 2 went on (3 aggregated)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: ana takes care of it
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: ana takes care of it
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 
@@ -540,17 +540,17 @@ fn nobody_reads_its_receiver() {
         Scenario { notify, ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: nobody reads
-          because no sink reads the receiver `nobody` of `oncall`
+            too_many: nobody reads
+              because no sink reads the receiver `nobody` of `oncall`
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 3 records came, 1 went on (3 aggregated, 1 unconnected)
-          rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver nobody: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver nobody: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
 
-        (as of the test)
-    "#]],
+            (as of the test)
+        "#]],
     );
 }
 

@@ -95,7 +95,8 @@ impl Inquiry<'_> {
         }
         let Some(alert) = self.alert() else { return self.not_active(rule) };
         let text = |name: &str| alert[name].as_str().unwrap_or("?").to_owned();
-        let label = names(&alert["labels"]);
+        let severity = alert["severity"].as_str().map_or(String::new(), |severity| format!(" ({severity})"));
+        let label = names(&alert["labels"]) + &severity;
         match alert["phase"].as_str() {
             Some("pending") => {
                 let told = format!(
@@ -268,7 +269,7 @@ impl Inquiry<'_> {
             return ("nobody_reads", "no `notify` and no sink reads the rule".to_owned());
         }
         let id = self.standing.views.get(self.rule).and_then(|view| {
-            let told = view["told"].as_array()?.iter().find(|told| told["labels"] == alert["labels"])?;
+            let told = view["told"].as_array()?.iter().find(|told| told["fingerprint"] == alert["fingerprint"])?;
             told["id"].as_str().map(str::to_owned)
         });
         let mut causes = Vec::new();
@@ -294,10 +295,7 @@ impl Inquiry<'_> {
         let name = self.plan.name(notify).to_string();
         let view = self.standing.views.get(&name).cloned().unwrap_or(Json::Null);
         let known = view["alerts"].as_array().into_iter().flatten();
-        let Some(known) = known
-            .into_iter()
-            .find(|known| known["record"]["labels"] == alert["labels"] && known["record"]["alert"] == self.rule)
-        else {
+        let Some(known) = known.into_iter().find(|known| known["fingerprint"] == alert["fingerprint"]) else {
             self.fact(format!("notify {name}: knows nothing of it"));
             return Vec::new();
         };

@@ -732,6 +732,7 @@ impl Operator for Alerts {
                 as_json!({
                     "key": names,
                     "phase": whole.phase,
+                    "fingerprint": fingerprint(&self.rule.name, &entry.labels),
                     "labels": entry.labels,
                     "severity": entry.severity,
                     "flapping": entry.course.flaps(),

@@ -60,6 +60,9 @@ struct Piece {
     history: Vec<(i64, String, Json)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     silences: Option<Vec<silence::Saved>>,
+    /// What, by whom, when.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    early: Vec<(String, String, i64)>,
     /// In the piece of group 0 only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     now: Option<i64>,
@@ -72,6 +75,7 @@ impl Piece {
             && self.receivers.is_empty()
             && self.history.is_empty()
             && self.silences.is_none()
+            && self.early.is_empty()
             && self.now.is_none()
     }
 }
@@ -184,6 +188,7 @@ impl Operator for Notify {
         }
         if let Some(piece) = pieces.get_mut(&key_of(SILENCES)) {
             piece.silences = Some(notifier.silences.saved()).filter(|saved| !saved.is_empty());
+            piece.early = notifier.early.iter().map(|(what, (by, at))| (what.clone(), by.clone(), at.0)).collect();
         }
         for (group, content) in &mut pieces {
             if *group == 0 {
@@ -210,6 +215,7 @@ impl Operator for Notify {
         }
         notifier.spent.extend(piece.receivers);
         notifier.history.extend(piece.history.into_iter().map(|(time, id, brief)| ((Timestamp(time), id), brief)));
+        notifier.early.extend(piece.early.into_iter().map(|(what, by, at)| (what, (by, Timestamp(at)))));
         if let Some(silences) = piece.silences {
             notifier.silences.restore(silences).map_err(|error| unreadable(&error))?;
         }

@@ -22,6 +22,9 @@ use super::record::{self, Link};
 use super::route::{Route, Tree};
 use super::silence::{Muted, Silences};
 
+/// How long it is remembered, and of how much at most, that somebody takes care of what is not known.
+const EARLY: Duration = Duration::from_secs(3600);
+const EARLY_MAX: usize = 1000;
 /// How many of the last notifications are known, and how many alerts of each.
 const HISTORY_MAX: usize = 1000;
 const REMEMBERED_MAX: usize = 20;
@@ -96,6 +99,8 @@ pub(super) struct Notifier {
     pub spent: BTreeMap<String, Spent>,
     /// The last notifications, in brief.
     pub history: BTreeMap<(Timestamp, String), Json>,
+    /// Who takes care of what has not been told yet, and when they said so: see [`Self::acknowledge`].
+    pub early: BTreeMap<String, (String, Timestamp)>,
     timers: BTreeSet<(Timestamp, Timer)>,
     /// When silences change next, as it stands in the timers.
     silences_timer: Option<Timestamp>,
@@ -121,6 +126,7 @@ impl Notifier {
             groups: BTreeMap::new(),
             spent: BTreeMap::new(),
             history: BTreeMap::new(),
+            early: BTreeMap::new(),
             timers: BTreeSet::new(),
             silences_timer: None,
             memberships: BTreeMap::new(),
@@ -511,6 +517,7 @@ impl Notifier {
         let more: Vec<_> = others.iter().map(to).collect();
         let told: Vec<_> = listed.iter().map(|(fingerprint, _)| (*fingerprint).to_owned()).collect();
         self.send(&route.receiver, record, &told, at);
+        self.attend_early(key, &route.receiver, &id);
         for (receiver, record) in more {
             self.send(&receiver, record, &told, at);
         }
@@ -680,17 +687,42 @@ impl Notifier {
     /// identity of one of its notifications, the key of a group, or the fingerprint of an alert.
     pub(super) fn acknowledge(&mut self, what: &str, by: &str, at: Timestamp) -> Result<(), &'static str> {
         let keys = self.named(what);
-        if keys.is_empty() {
-            return Err("nothing of that name is firing");
+        for key in &keys {
+            self.attend(key, by, at);
         }
-        for key in keys {
-            let group = self.groups.get_mut(&key).expect("just found");
-            let (by, alerts) = (by.to_owned(), group.told.clone());
-            group.acknowledgement = Some(Acknowledgement { by, at, alerts });
-            self.mark(&key);
-            self.time_group(&key);
+        if keys.is_empty() {
+            // After a crash what people said may be read again before the alerts that they meant.
+            self.early.retain(|_, (_, said)| said.saturating_add(EARLY) > at);
+            if self.early.len() >= EARLY_MAX {
+                return Err("nothing of that name is firing");
+            }
+            self.early.insert(what.to_owned(), (by.to_owned(), at));
+            self.mark(SILENCES);
         }
         Ok(())
+    }
+
+    /// Somebody takes care of what a group has told.
+    fn attend(&mut self, key: &str, by: &str, at: Timestamp) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let (by, alerts) = (by.to_owned(), group.told.clone());
+        group.acknowledgement = Some(Acknowledgement { by, at, alerts });
+        self.mark(key);
+        self.time_group(key);
+    }
+
+    /// Somebody may have said that they take care before it was known what of. `id` is that of what was told just now.
+    fn attend_early(&mut self, key: &str, receiver: &str, id: &str) {
+        let Some(group) = self.groups.get(key).filter(|_| !self.early.is_empty()) else { return };
+        let own = record::own_identity(id, receiver);
+        let is_meant = |what: &str| {
+            what == key || what == own || group.firing_id.as_deref() == Some(what) || group.told.contains(what)
+        };
+        let Some(what) = self.early.keys().find(|what| is_meant(what)).cloned() else { return };
+        if let Some((by, at)) = self.early.remove(&what) {
+            self.attend(key, &by, at);
+            self.mark(SILENCES);
+        }
     }
 
     /// The groups that somebody means by the identity of one of their notifications, their key, or the fingerprint of an alert.

@@ -90,7 +90,7 @@ impl<'a> Notification<'a> {
 }
 
 /// A notification has one identity for each receiver: they are told, and repeat, independently.
-fn own_identity(id: &str, receiver: &str) -> String {
+pub(super) fn own_identity(id: &str, receiver: &str) -> String {
     blake3::hash(format!("{id}\n{receiver}").as_bytes()).to_hex()[..32].to_owned()
 }
 

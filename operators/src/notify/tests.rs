@@ -334,6 +334,28 @@ fn who_does_not_answer_is_followed_by_the_next_until_somebody_takes_care() {
 }
 
 #[test]
+fn who_takes_care_before_it_is_known_of_what_is_heard_when_it_is() {
+    check(
+        r#"repeat_interval = "10m"
+           escalate = [{ after = "5m", receiver = "phone" }]"#,
+        r#"
+        commands: 00:00 {"by":"ana","command":"acknowledge","id":"{}:{alertname=\"down\"}"}
+        barrier
+        crash
+        00:01 +down h=a
+        00:02 +full h=a
+        watermark 12:00
+        "#,
+        expect![[r#"
+            00:01 default first: firing [down(a)] resolved []
+            00:02 default first: firing [full(a)] resolved []
+            10:02 default repeat: firing [full(a)] resolved []
+            05:02 phone escalated: firing [full(a)] resolved []
+        "#]],
+    );
+}
+
+#[test]
 fn a_crash_changes_nothing() {
     let story = |crash: &str| {
         format!(
