@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use anyhow::bail;
 use serde_json::{Value as Json, json};
 use tocsin_config::Plan;
+use tocsin_config::facts::Audience;
 use tocsin_config::plan::{ComponentId, Edge};
 use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::time::Timestamp;
@@ -258,15 +259,15 @@ impl Inquiry<'_> {
 
     /// What became of an alert that fires: of all its readers the one that got furthest.
     fn downstream(&mut self, rule: ComponentId, alert: &Json) -> Cause {
-        let readers: BTreeSet<_> = self
-            .plan
-            .edges
-            .iter()
-            .filter(|edge| edge.from.component == rule && edge.from.port == 0)
-            .map(|edge| edge.to)
-            .collect();
+        let read = self.plan.edges.iter().filter(|edge| edge.from.component == rule && edge.from.port == 0);
+        // A file or a topic tells nobody.
+        let tells = |reader: &ComponentId| match reader {
+            ComponentId::Sink(sink) => self.plan.sinks[*sink].options.audience() == Audience::People,
+            ComponentId::Operator(_) | ComponentId::Source(_) => true,
+        };
+        let readers: BTreeSet<_> = read.map(|edge| edge.to).filter(tells).collect();
         if readers.is_empty() {
-            return ("nobody_reads", "no `notify` and no sink reads the rule".to_owned());
+            return ("nobody_reads", "neither a `notify` nor a sink that tells somebody reads the rule".to_owned());
         }
         let id = self.standing.views.get(self.rule).and_then(|view| {
             let told = view["told"].as_array()?.iter().find(|told| told["fingerprint"] == alert["fingerprint"])?;

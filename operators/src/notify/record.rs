@@ -166,7 +166,6 @@ pub(super) fn digest(settings: &Settings, receiver: &str, waiting: &Spent, at: T
         "reason": "digest",
         "digest": true,
         "alert": "digest",
-        "state": if firing > 0 { "firing" } else { "resolved" },
         "fingerprint": &id[..16],
         "labels": {},
         "annotations": {
@@ -217,8 +216,8 @@ pub(super) fn summary(
         "notification": settings.name.as_ref(),
         "receiver": receiver,
         "reason": "summary",
+        "digest": true,
         "alert": "silence",
-        "state": "resolved",
         "fingerprint": &id[..16],
         "labels": {},
         "annotations": {

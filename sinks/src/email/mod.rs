@@ -292,9 +292,16 @@ struct Worded {
 
 impl Wording {
     fn of(&self, record: &Value) -> Worded {
+        let about = Notice::of(record);
+        if about.is_digest {
+            // It has to list everything, however long that is: templates are for what people read as a whole.
+            let lines = Notice::all_alerts(record).join("\n");
+            let text = format!("{}\n\n{lines}\n", about.summary);
+            return Worded { subject: message::one_line(&about.title), text, html: String::new() };
+        }
         let mut fields = record.as_object().cloned().unwrap_or_else(ObjectMap::new);
         fields.insert("record".into(), record.clone());
-        fields.insert("notice".into(), notice(record));
+        fields.insert("notice".into(), notice(record, about));
         let context = template::context(&Value::Object(fields));
         Worded {
             subject: message::one_line(&self.subject.render_context(&context).text),
@@ -305,8 +312,7 @@ impl Wording {
 }
 
 /// What templates are given besides the record.
-fn notice(record: &Value) -> Value {
-    let notice = Notice::of(record);
+fn notice(record: &Value, notice: Notice) -> Value {
     let urls = notice.links.into_iter().map(|link| (link.text.into(), link.url.into()));
     let lines = Notice::alerts(record).into_iter().map(Value::from);
     let mut fields: ObjectMap = [

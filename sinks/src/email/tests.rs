@@ -412,6 +412,29 @@ async fn a_notification_of_several_alerts_lists_them() {
 }
 
 #[tokio::test]
+async fn a_digest_lists_every_alert_however_many_there_are() {
+    let (port, server) = Server::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let alert = |number: u32| {
+        format!(
+            "{{\"alert\":\"down\",\"state\":\"firing\",\"labels\":{{\"instance\":\"machine-{number:05}.example.org\"}}}}"
+        )
+    };
+    let alerts: Vec<_> = (0..5000).map(alert).collect();
+    let record = format!(
+        "{{\"alert\":\"digest\",\"digest\":true,\"reason\":\"digest\",\"id\":\"d\",\"firing_id\":\"d\",\"labels\":{{}},\"more\":0,\"annotations\":{{\"summary\":\"5000 alerts were not sent one by one\"}},\"alerts\":[{}]}}",
+        alerts.join(",")
+    );
+    assert_eq!(run(&options(port, ""), folder.path(), &[&record]).await, (1, 0));
+    let mails = server.mails.lock().unwrap();
+    let [(_, _, mail)] = &mails[..] else { panic!("{} mails", mails.len()) };
+    assert_eq!(header(mail, "Subject").unwrap(), "[DIGEST] 5000 alerts were not sent one by one");
+    let text = text_of(mail);
+    let missing: Vec<_> = (0..5000).filter(|number| !text.contains(&format!("machine-{number:05}"))).collect();
+    assert!(missing.is_empty(), "{} are missing", missing.len());
+}
+
+#[tokio::test]
 async fn one_bad_recipient_does_not_keep_the_others_from_being_told() {
     let (port, server) = Server { unknown: Some("b@"), busy: Mutex::new(1), ..Server::default() }.start().await;
     let folder = tempfile::tempdir().unwrap();

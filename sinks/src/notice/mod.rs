@@ -141,6 +141,11 @@ impl Notice {
         summary.chain(&self.lines).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
+    /// All that a digest lists, a line each.
+    pub(crate) fn all_alerts(record: &Value) -> Vec<String> {
+        Fields(record.as_object()).alerts(usize::MAX)
+    }
+
     /// The alerts that a notification is about, a line each; none where it is about one.
     pub(crate) fn alerts(record: &Value) -> Vec<String> {
         let fields = Fields(record.as_object());
