@@ -356,6 +356,26 @@ fn who_takes_care_before_it_is_known_of_what_is_heard_when_it_is() {
 }
 
 #[test]
+fn what_people_say_does_not_hurry_on_a_pipeline_that_is_behind() {
+    check(
+        r#"group_interval = "5m"
+           repeat_interval = "1h""#,
+        r#"
+        00:00 +down h=a
+        00:10 +down h=b
+        commands: 59:00 {"command":"silence","silence":{"ends_at":"1970-01-01T02:00:00Z","id":"s","matchers":["h=c"],"owner":"ana","reason":"works"}}
+        00:20 +down h=c
+        watermark 04:00
+        watermark 06:00
+        "#,
+        expect![[r#"
+            00:00 default first: firing [down(a)] resolved []
+            05:00 default changed: firing [down(a) down(b)] resolved []
+        "#]],
+    );
+}
+
+#[test]
 fn a_crash_changes_nothing() {
     let story = |crash: &str| {
         format!(
