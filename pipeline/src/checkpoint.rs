@@ -2,11 +2,13 @@
 //!
 //! `checkpoints/segment-N` holds the pieces of state that changed in epoch N; `checkpoints/manifest-N` names all pieces of the
 //! epoch, most of them in older segments. The rename of the manifest, made durable, is what makes the epoch the truth.
-//! What to do with what is found at start is decided by [`decide`], which touches nothing.
+//! What to do with what is found at start is decided by [`decide`] and [`settle`], which touch nothing.
 //!
 //! A chain of checkpoints in a place that several daemons share has owners one after the other, each with a [`Term`]. The
 //! first epoch of a term is whole in its own segment, and an owner deletes nothing of later terms, so whatever somebody does
 //! who does not know yet that he was followed, what the newest owner has written stays as it is.
+
+mod decision;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use self::decision::{Decided, Found, Recovery, decide, settle};
 use crate::evolution::{Fact, Facts, Fate, Role, Verdict};
 use crate::fault::{self, Defect};
 use crate::ledger::{Audit, Ledger};
@@ -184,97 +187,6 @@ impl Restored {
                 }
             }
         }
-    }
-}
-
-/// An epoch found on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    pub epoch: u64,
-    /// Why it cannot be used; `None` if it is whole.
-    pub damage: Option<String>,
-}
-
-/// What to do at start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recovery {
-    /// Nothing has been kept yet.
-    StartFresh,
-    /// Go on from `epoch`; later ones had to be passed over.
-    Resume { epoch: u64, passed_over: Vec<Found> },
-    /// Going on would lose or invent something: a person must decide.
-    Refuse(String),
-}
-
-/// Decides from what was found, newest first or not.
-pub fn decide(mut found: Vec<Found>) -> Recovery {
-    found.sort_by_key(|found| std::cmp::Reverse(found.epoch));
-    let whole = found.iter().position(|found| found.damage.is_none());
-    match whole {
-        Some(at) => {
-            let epoch = found[at].epoch;
-            found.truncate(at);
-            Recovery::Resume { epoch, passed_over: found }
-        }
-        None if found.is_empty() => Recovery::StartFresh,
-        None => {
-            let reasons: Vec<_> = found.iter().filter_map(|found| found.damage.clone()).collect();
-            Recovery::Refuse(format!(
-                "no checkpoint can be read ({}); restore the folder from a backup, or see what `tocsin recover` can do",
-                reasons.join("; ")
-            ))
-        }
-    }
-}
-
-/// What is known of who decides about epochs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decided {
-    /// Nobody beside the checkpoints: an epoch that could be written is the truth.
-    ByItself,
-    /// A decider, which decided this one last.
-    Epoch(u64),
-    /// A decider that has not decided any.
-    Nothing,
-}
-
-/// Decides once more, for epochs that were only prepared for somebody else to decide: each with whether it was. An owner
-/// prepares one only when the one before is decided, so of each term only the last may not have been.
-pub fn settle(mut found: Vec<(u64, bool)>, decided: Decided) -> Recovery {
-    found.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
-    let resume = |at: Option<usize>| match at {
-        Some(at) => Recovery::Resume { epoch: found[at].0, passed_over: Vec::new() },
-        None => Recovery::StartFresh,
-    };
-    // The newest that was certainly decided, by whomever.
-    let sure = (0..found.len()).find(|at| {
-        let (epoch, is_prepared) = found[*at];
-        !is_prepared || found[..*at].iter().any(|(later, _)| Term::of(*later) == Term::of(epoch))
-    });
-    match decided {
-        // Whether a later one was cannot be known any more, so it is done again.
-        Decided::ByItself => resume(sure),
-        Decided::Nothing if sure.is_none_or(|at| !found[at].1) => resume(sure),
-        Decided::Nothing => Recovery::Refuse(
-            "its checkpoints were decided by transactions, and no transaction is known of: the offsets of its group have \
-             expired or were reset, or the cluster is another"
-                .to_owned(),
-        ),
-        // What was written since without anybody else to decide is newer than the transaction.
-        Decided::Epoch(epoch) if found.first().is_some_and(|(newest, is_prepared)| !is_prepared && *newest > epoch) => {
-            resume(Some(0))
-        }
-        Decided::Epoch(epoch) => match found.iter().position(|(known, _)| *known == epoch) {
-            Some(at) => resume(Some(at)),
-            None => {
-                let known: Vec<_> = found.iter().map(|(epoch, _)| epoch.to_string()).collect();
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                Recovery::Refuse(format!(
-                    "the last transaction belongs to epoch {epoch}, and the epochs here are: {known}; this is an older copy of the \
-                     data directory, or another's"
-                ))
-            }
-        },
     }
 }
 
@@ -997,197 +909,4 @@ fn number(name: &str, prefix: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Disk;
-
-    fn found(epoch: u64, damage: Option<&str>) -> Found {
-        Found { epoch, damage: damage.map(str::to_owned) }
-    }
-
-    #[test]
-    fn the_newest_whole_epoch_is_the_one_to_go_on_from() {
-        assert_eq!(decide(vec![]), Recovery::StartFresh);
-        assert_eq!(
-            decide(vec![found(3, None), found(5, None), found(4, None)]),
-            Recovery::Resume { epoch: 5, passed_over: vec![] }
-        );
-        assert_eq!(
-            decide(vec![found(3, None), found(4, Some("torn"))]),
-            Recovery::Resume { epoch: 3, passed_over: vec![found(4, Some("torn"))] }
-        );
-        assert!(matches!(decide(vec![found(4, Some("torn"))]), Recovery::Refuse(reason) if reason.contains("torn")));
-    }
-
-    #[test]
-    fn of_prepared_epochs_the_decided_one_is_the_one_to_go_on_from() {
-        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
-        let prepared = |epochs: &[u64]| epochs.iter().map(|epoch| (*epoch, true)).collect::<Vec<_>>();
-        assert_eq!(settle(prepared(&[3, 4, 5]), Decided::Epoch(5)), resume(5));
-        assert_eq!(settle(prepared(&[3, 4, 5]), Decided::Epoch(4)), resume(4), "it died before the commit");
-        assert!(
-            matches!(settle(prepared(&[3, 4, 5]), Decided::Epoch(6)), Recovery::Refuse(why) if why.contains("5, 4, 3"))
-        );
-        assert!(matches!(settle(prepared(&[3, 4, 5]), Decided::Epoch(2)), Recovery::Refuse(_)));
-        assert!(matches!(settle(vec![], Decided::Epoch(2)), Recovery::Refuse(why) if why.contains("none")));
-        let undecided_since = vec![(2, true), (3, false), (4, false)];
-        assert_eq!(
-            settle(undecided_since.clone(), Decided::Epoch(2)),
-            resume(4),
-            "there were no transactions meanwhile"
-        );
-        assert_eq!(settle(undecided_since[1..].to_vec(), Decided::Epoch(2)), resume(4));
-        assert!(matches!(settle(undecided_since, Decided::Epoch(5)), Recovery::Refuse(_)));
-        assert_eq!(settle(vec![], Decided::Nothing), Recovery::StartFresh);
-        assert_eq!(settle(prepared(&[1]), Decided::Nothing), Recovery::StartFresh, "the first was never decided");
-        assert!(matches!(settle(prepared(&[1, 2]), Decided::Nothing), Recovery::Refuse(_)), "the marker is lost");
-        assert_eq!(settle(vec![(1, false), (2, true)], Decided::Nothing), resume(1), "transactions are new");
-        assert_eq!(settle(vec![(1, false), (2, false)], Decided::Nothing), resume(2));
-    }
-
-    #[test]
-    fn each_owner_may_have_prepared_one_epoch_that_was_not_decided() {
-        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
-        let of = |term: u64, epoch: u64| (term * 1_000_000_000_000 + epoch, true);
-        let first_died = vec![of(1, 1), of(2, 1)];
-        assert_eq!(settle(first_died.clone(), Decided::Nothing), Recovery::StartFresh);
-        assert_eq!(settle(first_died, Decided::ByItself), Recovery::StartFresh);
-        let later = vec![of(1, 1), of(1, 2), of(2, 1), of(3, 1)];
-        assert_eq!(settle(later.clone(), Decided::ByItself), resume(of(1, 1).0));
-        assert_eq!(settle(later.clone(), Decided::Epoch(of(1, 2).0)), resume(of(1, 2).0));
-        assert!(matches!(settle(later, Decided::Nothing), Recovery::Refuse(_)));
-    }
-
-    #[test]
-    fn where_nobody_decides_any_more_the_last_prepared_epoch_is_done_again() {
-        let resume = |epoch| Recovery::Resume { epoch, passed_over: vec![] };
-        assert_eq!(settle(vec![(1, true), (2, true)], Decided::ByItself), resume(1));
-        assert_eq!(settle(vec![(1, true), (2, false)], Decided::ByItself), resume(2));
-        assert_eq!(settle(vec![(1, true)], Decided::ByItself), Recovery::StartFresh);
-        assert_eq!(settle(vec![], Decided::ByItself), Recovery::StartFresh);
-    }
-
-    #[test]
-    fn what_was_prepared_and_not_decided_is_gone_afterwards() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut checkpoints, ..) = open(folder.path());
-        assert!(checkpoints.settle(Decided::Nothing).unwrap().is_none());
-        for piece in ["one", "twos", "threes"] {
-            let epoch = checkpoints.next_epoch();
-            checkpoints.write(epoch, snapshot(1, piece), Timestamp(0)).unwrap();
-        }
-        let (mut checkpoints, restored, _) = open(folder.path());
-        assert_eq!(restored.epoch, 3);
-        let restored = checkpoints.settle(Decided::Epoch(2)).unwrap().expect("it goes back");
-        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (2, &b"twos"[..]));
-        assert_eq!(checkpoints.next_epoch(), 4, "numbers are not used twice");
-        checkpoints.write(4, snapshot(1, "fours!"), Timestamp(0)).unwrap();
-        let (mut checkpoints, restored, _) = open(folder.path());
-        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (4, &b"fours!"[..]));
-        assert!(checkpoints.settle(Decided::Epoch(3)).is_err(), "it is not there any more");
-        let names = Disk.list(&folder.path().join("checkpoints")).unwrap();
-        assert!(!names.iter().any(|name| name.ends_with("003")), "{names:?}");
-    }
-
-    fn snapshot(group: u16, piece: &str) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        let position = LanePosition { position: Json::from(piece.len()), seen: 1 };
-        snapshot.sources.insert("in".into(), BTreeMap::from([(String::new(), position)]));
-        snapshot
-            .operators
-            .insert("op".into(), (1, BTreeMap::from([(group, Bytes::copy_from_slice(piece.as_bytes()))])));
-        snapshot.sinks.insert("out".into(), Bytes::from(format!("sink {piece}")));
-        snapshot
-    }
-
-    fn open(folder: &Path) -> (Checkpoints, Restored, Vec<Found>) {
-        Checkpoints::open(Arc::new(Disk), folder).unwrap()
-    }
-
-    #[test]
-    fn pieces_that_did_not_change_come_from_older_segments() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut checkpoints, restored, _) = open(folder.path());
-        assert_eq!(restored.epoch, 0);
-        for (group, piece) in [(1, "one"), (2, "two"), (1, ""), (3, "three"), (4, "four"), (5, "five")] {
-            let epoch = checkpoints.next_epoch();
-            checkpoints.write(epoch, snapshot(group, piece), Timestamp(0)).unwrap();
-        }
-        let (mut checkpoints, restored, passed_over) = open(folder.path());
-        assert_eq!((restored.epoch, passed_over.len()), (6, 0));
-        let groups: Vec<_> = restored.operators["op"].1.keys().copied().collect();
-        assert_eq!(groups, [2, 3, 4, 5], "an empty piece removes its group");
-        assert_eq!(restored.sinks["out"], "sink five");
-        assert_eq!(restored.sources["in"][""].position, 4);
-        assert_eq!(checkpoints.next_epoch(), 7);
-        let mut names = Disk.list(&folder.path().join("checkpoints")).unwrap();
-        names.retain(|name| name.starts_with("manifest"));
-        assert_eq!(names.len(), KEPT);
-    }
-
-    #[test]
-    fn a_damaged_epoch_is_passed_over_with_its_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut checkpoints, ..) = open(folder.path());
-        for piece in ["one", "two"] {
-            let epoch = checkpoints.next_epoch();
-            checkpoints.write(epoch, snapshot(1, piece), Timestamp(0)).unwrap();
-        }
-        let path = folder.path().join("checkpoints/segment-000000000002");
-        let mut content = std::fs::read(&path).unwrap();
-        *content.last_mut().unwrap() ^= 1;
-        std::fs::write(&path, content).unwrap();
-        let (_, restored, passed_over) = open(folder.path());
-        assert_eq!(restored.epoch, 1);
-        assert_eq!(restored.operators["op"].1[&1], "one");
-        assert!(passed_over[0].damage.as_ref().unwrap().contains("checksum does not match"), "{passed_over:?}");
-    }
-
-    #[test]
-    fn what_is_not_gone_on_from_is_in_no_later_epoch_and_what_is_migrated_is_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut checkpoints, ..) = open(folder.path());
-        let epoch = checkpoints.next_epoch();
-        checkpoints.write(epoch, snapshot(1, "one"), Timestamp(0)).unwrap();
-        let (mut checkpoints, mut restored, _) = open(folder.path());
-        let verdict = |role, name: &str, fate| Verdict { role, name: name.to_owned(), fate };
-        let verdicts = [
-            verdict(Role::Source, "in", Fate::Lost(String::new())),
-            verdict(Role::Operator, "op", Fate::Migrated { from: 1 }),
-            verdict(Role::Sink, "out", Fate::Gone),
-        ];
-        restored.forget(&verdicts);
-        checkpoints.adopt(Facts::new(), &verdicts);
-        assert!(restored.sources.is_empty() && restored.sinks.is_empty());
-        assert_eq!(restored.operators["op"].1[&1], "one", "it is handed to the operator");
-        assert!(checkpoints.wants_full());
-        let mut whole = Snapshot::default();
-        whole.operators.insert("op".into(), (2, BTreeMap::from([(5, Bytes::from_static(b"new"))])));
-        let epoch = checkpoints.next_epoch();
-        checkpoints.write(epoch, whole, Timestamp(0)).unwrap();
-        assert!(!checkpoints.wants_full());
-        let (_, restored, _) = open(folder.path());
-        assert!(restored.sources.is_empty() && restored.sinks.is_empty());
-        assert_eq!(
-            restored.operators["op"],
-            (2, BTreeMap::from([(5, Bytes::from_static(b"new"))])),
-            "none of the older version"
-        );
-    }
-
-    #[test]
-    fn what_could_not_be_written_is_written_with_the_next_epoch() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut checkpoints, ..) = open(folder.path());
-        let epoch = checkpoints.next_epoch();
-        // A folder in the segment's place makes writing it fail.
-        let blocker = folder.path().join(format!("checkpoints/segment-{epoch:012}"));
-        std::fs::create_dir(&blocker).unwrap();
-        assert!(checkpoints.write(epoch, snapshot(1, "one"), Timestamp(0)).is_err());
-        let epoch = checkpoints.next_epoch();
-        checkpoints.write(epoch, Snapshot::default(), Timestamp(0)).unwrap();
-        std::fs::remove_dir(&blocker).unwrap();
-        let (_, restored, _) = open(folder.path());
-        assert_eq!((restored.epoch, &restored.operators["op"].1[&1][..]), (2, &b"one"[..]));
-    }
-}
+mod tests;
