@@ -347,12 +347,7 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
     let often = ["--set", "daemon.checkpoint_interval=20ms"];
     for _ in 0..2 {
         keeper.start(&often);
-        let newest = scene.newest_checkpoint();
-        for _ in 0..4 {
-            writer.append(&scene.log(), 40);
-            keeper.wait("what the other sink writes", || scene.count("kept.ndjson") == writer.next)?;
-        }
-        keeper.wait("a checkpoint, though the receiver is broken", || scene.newest_checkpoint() > newest)?;
+        fill(&scene, &mut keeper, &mut writer)?;
         keeper.wait("a file of the buffer", || !segments(&scene).is_empty())?;
         keeper.kill();
     }
@@ -364,20 +359,20 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
         numbers(&records(&text, "/posted", &mut Outcome::default())).into_iter().collect()
     };
     keeper.wait("everything at the receiver", || posted().len() as u64 == writer.next)?;
-    // A file of the buffer is deleted when the epochs that are kept all begin behind it and another file has begun. What comes
-    // while the receiver is broken begins one, unless the first is replaced as nothing in it counted.
+    // A file of the buffer is deleted when the epochs that are kept all begin behind it and another file has begun.
     for _ in 0..TRIMMED_WITHIN {
         if fs::read_to_string(list)?.lines().any(|point| point == "buffer.trimmed") {
             break;
         }
         receiver.set(Manner::Broken);
-        writer.append(&scene.log(), 40);
-        keeper.wait("what the other sink writes", || scene.count("kept.ndjson") == writer.next)?;
-        let newest = scene.newest_checkpoint();
-        // The next may have been under way.
-        keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest + 1)?;
+        fill(&scene, &mut keeper, &mut writer)?;
         receiver.set(Manner::Well);
         keeper.wait("them at the receiver", || posted().len() as u64 == writer.next)?;
+        for _ in 0..3 {
+            let newest = scene.newest_checkpoint();
+            writer.append(&scene.log(), 5);
+            keeper.wait("another checkpoint", || scene.newest_checkpoint() > newest)?;
+        }
     }
     keeper.wait("the last ones at the receiver", || posted().len() as u64 == writer.next)?;
     keeper.terminate()?;
@@ -387,6 +382,16 @@ fn buffered(order: &Order, fault: Fault, list: Option<&Path>, outcome: &mut Outc
     outcome.compare("posted", 0..writer.next, posted());
     scene.audit(outcome);
     Ok(keeper.deaths)
+}
+
+/// Writes more than the buffer holds in memory while the receiver is broken, and waits for a checkpoint.
+fn fill(scene: &Scene, keeper: &mut Keeper<'_>, writer: &mut Writer) -> anyhow::Result<()> {
+    let newest = scene.newest_checkpoint();
+    for _ in 0..4 {
+        writer.append(&scene.log(), 40);
+        keeper.wait("what the other sink writes", || scene.count("kept.ndjson") == writer.next)?;
+    }
+    keeper.wait("a checkpoint, though the receiver is broken", || scene.newest_checkpoint() > newest)
 }
 
 /// The files of the buffer of the sink `posted`, the oldest first.
