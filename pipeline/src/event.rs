@@ -334,13 +334,25 @@ impl Batch {
 
     /// Records that an operator made, each with its event time. They are in order: nothing among them is late.
     pub fn of_values(lane: Arc<Lane>, values: Vec<(Timestamp, Value)>, arrival: Timestamp) -> Self {
+        let just_before = |time: Timestamp| Timestamp(time.0.saturating_sub(1));
+        let values = values.into_iter().map(|(time, value)| (time, just_before(time), value)).collect();
+        Self::of_values_behind(lane, values, arrival)
+    }
+
+    /// The same of records that do not come in time: each with its event time and the watermark that it came behind.
+    pub fn of_values_behind(lane: Arc<Lane>, values: Vec<(Timestamp, Timestamp, Value)>, arrival: Timestamp) -> Self {
         let spans = vec![Span::default(); values.len()];
         let mut batch = Self::new(lane, Bytes::new(), 0, spans, arrival);
-        let (at, values): (Vec<_>, Vec<_>) = values.into_iter().map(|(time, value)| (time, Some(value))).unzip();
-        let max = at.iter().copied().max().unwrap_or(Timestamp::MIN);
-        let before = at.iter().map(|time| Timestamp(time.0.saturating_sub(1))).collect();
-        batch.times = Some(Arc::new(Times { at, before, max }));
-        batch.changed = Arc::new(values);
+        let max = values.iter().map(|(time, ..)| *time).max().unwrap_or(Timestamp::MIN);
+        let mut times = Times { at: Vec::new(), before: Vec::new(), max };
+        let mut changed = Vec::with_capacity(values.len());
+        for (time, before, value) in values {
+            times.at.push(time);
+            times.before.push(before);
+            changed.push(Some(value));
+        }
+        batch.times = Some(Arc::new(times));
+        batch.changed = Arc::new(changed);
         batch
     }
 

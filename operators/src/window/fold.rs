@@ -35,6 +35,8 @@ pub(super) struct Plan {
     /// How far apart windows start; as long as `size` where they tumble. The length of a pane.
     pub every: i64,
     pub lateness: i64,
+    /// Whether a window is told at its end, and again when a late record changes it; else once, when it closes.
+    pub updates: bool,
     pub key: Vec<Expression>,
     pub aggregates: Vec<Aggregate>,
     pub reads: Projection,
@@ -57,7 +59,21 @@ impl Plan {
 
     /// The end of the last window that a watermark closes.
     pub fn closed_by(&self, watermark: Timestamp) -> i64 {
-        let limit = watermark.0.clamp(i64::MIN + MARGIN, i64::MAX - MARGIN) - self.lateness;
+        self.last_end(watermark, self.lateness)
+    }
+
+    /// The end of the last window that is told when the watermark stands there.
+    pub fn told_by(&self, watermark: Timestamp) -> i64 {
+        self.last_end(watermark, self.told_after())
+    }
+
+    /// How long after its end a window is told.
+    pub fn told_after(&self) -> i64 {
+        if self.updates { 0 } else { self.lateness }
+    }
+
+    fn last_end(&self, watermark: Timestamp, after: i64) -> i64 {
+        let limit = watermark.0.clamp(i64::MIN + MARGIN, i64::MAX - MARGIN) - after;
         limit.div_euclid(self.every) * self.every
     }
 
@@ -88,7 +104,8 @@ pub(super) struct Partial {
     /// Records whose key is too long.
     pub too_long: usize,
     pub expression_errors: u64,
-    /// The batch, and for each of its rows the row of the table; kept where late records are to be handed on.
+    /// The batch, and for each of its rows the row of the table; kept where late records are to be handed on or each counts by
+    /// itself.
     pub rows: Option<(Batch, Vec<u32>)>,
 }
 
@@ -96,6 +113,37 @@ pub(super) struct Partial {
 pub(super) const LATE: u32 = u32::MAX;
 /// In place of a row of the table: the record is not in the batch, or its key is too long.
 const NONE: u32 = u32::MAX - 1;
+/// In place of a row of the table: a window of the record had ended before it and is told anew with it, so that it counts by itself.
+pub(super) const ENDED: u32 = u32::MAX - 2;
+
+/// What records add each by itself.
+pub(super) struct Each {
+    /// A row for each of `records`.
+    pub table: Table,
+    pub records: Vec<Late>,
+    /// The rows of those that are late for all windows.
+    pub late: Vec<u32>,
+    /// Records whose key is too long.
+    pub too_long: usize,
+}
+
+/// A record that comes when a window of its own has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Late {
+    pub place: Place,
+    /// The watermark that it came behind: windows that end there or before are told anew.
+    pub watermark: i64,
+}
+
+/// What was known before a batch came.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    /// The watermark of its lane.
+    pub watermark: Timestamp,
+    /// The ends of the last windows that were told and closed.
+    pub told: i64,
+    pub closed: i64,
+}
 
 /// Bytes before the key in the table of a [`Partial`].
 pub(super) const PLACE_BYTES: usize = 4;
@@ -122,8 +170,48 @@ impl Plan {
             let group = key_group(&partial.table.key(row)[PLACE_BYTES..]);
             partial.table.set_group(row, group as u8);
         }
-        partial.rows = self.keeps_late.then_some((batch, rows));
+        partial.rows = (self.keeps_late || self.updates).then_some((batch, rows));
         partial
+    }
+
+    /// Folds some of a batch's records each by itself. What fails in their expressions was counted when the batch was folded.
+    pub fn fold_each(&self, batch: &Batch, wanted: Vec<u32>, known: Known) -> Each {
+        let batch = batch.select(wanted);
+        let table = Table::new(&self.aggregates, &self.hasher);
+        let mut each = Each { table, records: Vec::new(), late: Vec::new(), too_long: 0 };
+        let mut rows = vec![NONE; batch.spans.len()];
+        let keys = KeyReader::new(&self.key, &batch);
+        let (mut key, mut errors) = (Vec::new(), 0);
+        for row in batch.rows() {
+            let watermark = self.limit(&batch, row).max(known.watermark.0).max(known.told);
+            let start = self.pane_of(batch.time(row));
+            let Some(first_end) = self.first_end(start, self.closed_by(Timestamp(watermark)).max(known.closed)) else {
+                each.late.push(row);
+                continue;
+            };
+            key.clear();
+            key.extend_from_slice(&(each.records.len() as u32).to_le_bytes());
+            keys.read(row, &mut errors, &mut key);
+            let is_short = key.len() - PLACE_BYTES <= self.max_value_bytes;
+            let group = key_group(&key[PLACE_BYTES..]) as u8;
+            let Some(found) = is_short.then(|| each.table.row(&key, group, || true)).flatten() else {
+                each.too_long += 1;
+                continue;
+            };
+            each.records.push(Late { place: Place { start, first_end }, watermark });
+            rows[row as usize] = found as u32;
+        }
+        let records = vec![1; each.records.len()];
+        for (aggregate, column) in self.aggregates.iter().zip(&mut each.table.columns) {
+            self.fold_column(aggregate, column, &records, &batch, &rows, &mut errors);
+        }
+        each
+    }
+
+    /// The watermark of its lane just before a record, as far as its own batch tells.
+    fn limit(&self, batch: &Batch, row: u32) -> i64 {
+        let before = batch.times.as_ref().map_or(Timestamp::MIN, |times| times.before[row as usize]);
+        if before == Timestamp::MIN { i64::MIN } else { before.saturating_sub(batch.lane.out_of_order).0 }
     }
 
     /// Finds the row of the table for each record.
@@ -162,6 +250,10 @@ impl Plan {
                 rows[row as usize] = LATE;
                 continue;
             };
+            if self.updates && first_end <= limit {
+                rows[row as usize] = ENDED;
+                continue;
+            }
             let here = Place { start, first_end };
             if place != Some(here) {
                 place = Some(here);
@@ -371,7 +463,7 @@ impl Prepare for Folder {
         let seen_max = batch.times.as_ref().map_or(Timestamp::MIN, |times| times.max);
         // Where operators stand before the window the order is restored already; else this is set when it is.
         let seen_before = batch.seen_before;
-        let block_bytes = if self.0.keeps_late { batch.bytes() } else { 0 };
+        let block_bytes = if self.0.keeps_late || self.0.updates { batch.bytes() } else { 0 };
         let partial = self.0.fold(batch);
         let bytes = partial.table.bytes() + block_bytes;
         Prepared {

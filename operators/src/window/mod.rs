@@ -9,6 +9,7 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,7 +45,16 @@ const PANES: u128 = 100_000;
 /// key, with the window's end as its event time.
 ///
 /// Windows start at whole multiples of their length (of `every` where they hop) since 1970-01-01T00:00:00Z. A window closes when the
-/// watermark is `lateness` past its end. Aggregates:
+/// watermark is `lateness` past its end.
+///
+/// With `emit = "update"` a window is told as soon as the watermark passes its end, and once more for each late record that changes it until it
+/// closes, with the whole of what is known then and `"update": n`, counted from 1. Who keeps the record of a window and key that came last
+/// has the same as with `"close"`, and has something at once. `alert` goes by what was told first, and makes an amendment where an update
+/// says otherwise. Each late record is an update by itself, behind the watermark that it came behind: how many there are and
+/// what each says depends neither on batches nor on threads. With several lanes, what a window tells first and last does not depend on how
+/// they were interleaved either; of records of different lanes that came behind the same watermark, either may be told first.
+///
+/// Aggregates:
 ///
 /// | | |
 /// |---|---|
@@ -61,16 +71,17 @@ const PANES: u128 = 100_000;
 /// that aggregate and counted under `tocsin_expression_errors_total`; an aggregate of no values is null. Results do not
 /// depend on the order in which records come, on threads, or on batches.
 ///
-/// **State:** the aggregates of each key in each open window; a hopping window is kept in panes of `every`, so that a record is
+/// **State:** the aggregates of each key in each open window, and with `emit = "update"` what late records add that wait until all lanes have come to
+/// where they came; a hopping window is kept in panes of `every`, so that a record is
 /// folded once however many windows overlap. At most `max_keys` keys over all panes, and new ones only while less than `max_bytes` are
 /// taken: records of further keys are dropped under the reason `state_full`.
 ///
 /// **When options change:** open windows are kept as long as their length, `group_by` and `aggregates` are the same. Other lengths,
-/// keys or aggregates begin with new windows, and what was in the open ones is lost; `tocsin plan` tells before. Another `lateness` holds for
-/// the windows that are open.
+/// keys or aggregates begin with new windows, and what was in the open ones is lost; `tocsin plan` tells before. Another `lateness` or `emit`
+/// holds for the windows that are open; where they are told once from now on, those that were told already are told again when they close.
 ///
 /// **Late records:** a record is late for a window that ended `lateness` or more before the watermark of the record's own lane, just before it,
-/// or that was emitted already. One that is late for all its windows goes to `NAME.late`, or is dropped under the reason `late`
+/// or that has closed already. One that is late for all its windows goes to `NAME.late`, or is dropped under the reason `late`
 /// where nothing is connected to that.
 ///
 /// **After a crash:** open windows come back with the last checkpoint and the records since are read again: nothing is lost or counted
@@ -105,7 +116,7 @@ pub(crate) struct Config {
     group_by: Vec<String>,
     /// What to compute, by the name it has in the record.
     aggregates: BTreeMap<String, String>,
-    /// When a window is emitted: `"close"`, once, when it closes.
+    /// When a window is emitted. Default: `"close"`.
     #[serde(default)]
     emit: Emit,
     /// The most keys, over all panes. Default: 1,000,000.
@@ -136,7 +147,7 @@ enum Emit {
     /// Once, when the window closes.
     #[default]
     Close,
-    #[schemars(skip)]
+    /// At its end, and again, with `"update": n`, when a late record changes it, until it closes.
     Update,
 }
 
@@ -211,10 +222,14 @@ impl Config {
         problems
     }
 
+    /// The fields that a record has whatever is computed.
+    fn own_names(&self) -> impl Iterator<Item = &'static str> {
+        ["window_start", "window_end"].into_iter().chain((self.emit == Emit::Update).then_some("update"))
+    }
+
     fn name_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let mut names =
-            BTreeMap::from([("window_start".to_owned(), "window_start"), ("window_end".to_owned(), "window_end")]);
+        let mut names: BTreeMap<_, _> = self.own_names().map(|name| (name.to_owned(), name)).collect();
         for (at, source) in self.group_by.iter().enumerate() {
             if !Expression::check(source).is_empty() {
                 continue;
@@ -269,8 +284,11 @@ impl OperatorConfig for Config {
             }
         }
         problems.extend(self.name_problems());
-        if self.emit == Emit::Update {
-            problems.push(Problem::new("emit", "`update` is not supported yet").help("write `emit = \"close\"`"));
+        if self.emit == Emit::Update && self.lateness.0.is_zero() {
+            problems.push(
+                Problem::new("emit", "no record is late and still counts: `lateness` is nothing")
+                    .help("say for how long windows are told anew, such as `lateness = \"10m\"`"),
+            );
         }
         if self.max_keys == 0 {
             problems.push(Problem::new("max_keys", "must be at least 1"));
@@ -312,7 +330,7 @@ impl OperatorConfig for Config {
     }
 
     fn fields(&self) -> Option<BTreeSet<String>> {
-        let mut fields: BTreeSet<_> = ["window_start", "window_end", "update"].map(str::to_owned).into();
+        let mut fields: BTreeSet<_> = self.own_names().map(str::to_owned).collect();
         fields.extend(self.aggregates.keys().cloned());
         for source in &self.group_by {
             fields.insert(name_of(source)?);
@@ -354,6 +372,7 @@ impl OperatorConfig for Config {
             size: nanos(size.0),
             every: nanos(every.0),
             lateness: nanos(self.lateness.0),
+            updates: self.emit == Emit::Update,
             key,
             aggregates,
             reads: reads.clone(),

@@ -1,16 +1,18 @@
 //! The half of a window that keeps state: panes, what closes them, and their snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json as as_json};
 use tocsin_pipeline::event::{Batch, Lane};
-use tocsin_pipeline::operator::{Input, KEY_GROUPS, Operator, Output, Reason, StateError};
+use tocsin_pipeline::operator::{Input, KEY_GROUPS, Operator, Output, Reason, StateError, key_group};
 use tocsin_pipeline::time::Timestamp;
 use vrl::value::{KeyString, ObjectMap, Value};
 
-use super::fold::{LATE, PLACE_BYTES, Partial, Place, Plan};
+use super::fold::{ENDED, Each, Known, LATE, Late, PLACE_BYTES, Partial, Place, Plan};
 use super::table::Table;
+use super::updates::{Due, Updates};
 use crate::key::{self, Damaged, Reader, write_number};
 
 /// Who asks how a window stands is shown so many windows that are open, and so many records of each; of one with more keys than
@@ -20,6 +22,11 @@ const RECORDS_SHOWN: usize = 100;
 const KEYS_SHOWN: usize = 100_000;
 /// The port of late records.
 const LATE_PORT: usize = 1;
+/// In a snapshot: in place of the start of a pane, before what is known of updates. No pane starts there.
+const UPDATES: i64 = i64::MIN;
+
+/// A record that is made: its event time, the watermark that it comes behind, and what it holds.
+type Made = (Timestamp, Timestamp, Value);
 
 pub(super) struct Window {
     plan: Arc<Plan>,
@@ -29,8 +36,13 @@ pub(super) struct Window {
     max_keys: usize,
     max_bytes: usize,
     panes: BTreeMap<Place, Table>,
-    /// The end of the last window that has closed; `i64::MIN` before the first has.
+    /// The end of the last window that was told; `i64::MIN` before the first was.
+    told: i64,
+    /// The end of the last window that has closed, so that nothing can change it any more: the same, unless windows are told anew.
     closed: i64,
+    /// The merged watermark, as far as it was told since the last start.
+    watermark: i64,
+    updates: Updates,
     /// Rows of all panes.
     keys: usize,
     /// Bytes of all panes, as of the last batch.
@@ -50,7 +62,10 @@ impl Window {
             max_keys,
             max_bytes,
             panes: BTreeMap::new(),
+            told: i64::MIN,
             closed: i64::MIN,
+            watermark: i64::MIN,
+            updates: Updates::default(),
             keys: 0,
             bytes: 0,
             // The piece of group 0 is never without its mark.
@@ -60,8 +75,8 @@ impl Window {
     }
 
     /// Adds what was folded of a batch. `watermark` is that of its lane just before the batch.
-    fn add(&mut self, partial: Partial, watermark: Timestamp, output: &mut Output) {
-        let Partial { places, table, records, mut late, too_long, expression_errors, rows } = partial;
+    fn add(&mut self, partial: Partial, lane: &Lane, watermark: Timestamp, output: &mut Output) {
+        let Partial { places, table, records, mut late, mut too_long, expression_errors, rows } = partial;
         output.expression_errors += expression_errors;
         // A window is closed for a record by the watermark of its lane or by having been emitted (the merged watermark may be ahead of
         // that of a lane which was idle). What both of them close is closed for all records of the batch; what the batch's own
@@ -71,17 +86,20 @@ impl Window {
             watermark => self.plan.closed_by(watermark).max(self.closed),
         };
         let closed = closed.max(i64::MIN / 2);
-        let places: Vec<_> = places.iter().map(|place| self.place_now(*place, closed)).collect();
-        let touched: BTreeSet<_> = places.iter().flatten().copied().collect();
+        let fates: Vec<_> = places.iter().map(|place| self.fate(*place, closed, watermark)).collect();
+        let touched: BTreeSet<_> = fates.iter().filter_map(Fate::place).collect();
         let before = self.bytes_of(&touched);
-        let (mut aggregated, mut refused) = (0, too_long);
+        let (mut aggregated, mut refused) = (0, 0);
         for (row, count) in records.iter().enumerate() {
             let key = table.key(row);
-            let number = u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut"));
             let count = *count as usize;
-            let Some(place) = places[number as usize] else {
-                late += count;
-                continue;
+            let place = match fates[number_of(key)] {
+                Fate::In(place) => place,
+                Fate::Late => {
+                    late += count;
+                    continue;
+                }
+                Fate::Ended => continue,
             };
             let pane = self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
             let has_room = self.keys < self.max_keys && self.bytes < self.max_bytes;
@@ -96,29 +114,108 @@ impl Window {
                 None => refused += count,
             }
         }
-        if refused > too_long {
+        if refused > 0 {
             self.panes.retain(|_, pane| pane.len() > 0);
         }
         self.bytes = self.bytes.saturating_sub(before) + self.bytes_of(&touched);
-        output.drop(Reason::Aggregated, aggregated);
-        output.drop(Reason::StateFull, refused);
-        match rows {
-            Some((batch, rows)) => {
-                let is_late = |row: &u32| match rows[*row as usize] {
-                    LATE => true,
-                    row => {
-                        (row as usize) < table.len() && {
-                            let key = table.key(row as usize);
-                            let number = u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut"));
-                            places[number as usize].is_none()
-                        }
-                    }
-                };
-                if late > 0 {
-                    output.emit(LATE_PORT, batch.select(batch.rows().filter(is_late).collect()));
-                }
+        if let Some((batch, rows)) = rows {
+            let fate = |row: u32| match rows[row as usize] {
+                LATE => Some(&Fate::Late),
+                ENDED => Some(&Fate::Ended),
+                row => ((row as usize) < table.len()).then(|| &fates[number_of(table.key(row as usize))]),
+            };
+            let ended: Vec<_> = batch.rows().filter(|row| matches!(fate(*row), Some(Fate::Ended))).collect();
+            let mut later = Vec::new();
+            if !ended.is_empty() {
+                let known = Known { watermark, told: self.told, closed };
+                let each = self.plan.fold_each(&batch, ended, known);
+                let counted = each.records.len();
+                too_long += each.too_long;
+                late += each.late.len();
+                later.clone_from(&each.late);
+                let full = self.hold(&format!("{}\0{}", lane.source, lane.partition).into(), each);
+                aggregated += counted - full;
+                refused += full;
             }
-            None => output.drop(Reason::Late, late),
+            if late > 0 && self.plan.keeps_late {
+                let is_late = |row: &u32| matches!(fate(*row), Some(Fate::Late)) || later.binary_search(row).is_ok();
+                output.emit(LATE_PORT, batch.select(batch.rows().filter(is_late).collect()));
+                late = 0;
+            }
+        }
+        output.drop(Reason::Late, late);
+        output.drop(Reason::Aggregated, aggregated);
+        output.drop(Reason::StateFull, refused + too_long);
+        // Those whose turn it is.
+        self.advance(self.watermark, self.told, output);
+    }
+
+    /// What becomes of the records of a place when windows until `closed` have closed for them, and their lane's watermark was there.
+    fn fate(&self, place: Place, closed: i64, watermark: Timestamp) -> Fate {
+        let Some(first_end) = self.plan.first_end(place.start, closed.max(place.first_end - self.plan.every)) else {
+            return Fate::Late;
+        };
+        if self.plan.updates && first_end <= watermark.0.max(self.told) {
+            return Fate::Ended;
+        }
+        Fate::In(self.kept(Place { start: place.start, first_end }))
+    }
+
+    /// Where records of a place are kept: what no window can tell any more from the pane's other records is kept with them.
+    fn kept(&self, place: Place) -> Place {
+        let is_first = self.closed != i64::MIN && place.first_end <= self.closed + self.plan.every;
+        let first_end = if is_first { place.start + self.plan.every } else { place.first_end };
+        Place { start: place.start, first_end }
+    }
+
+    /// Lets late records that count each by itself wait for their turn; gives how many there is no room for.
+    fn hold(&mut self, lane: &Arc<str>, each: Each) -> usize {
+        let Each { table, records, .. } = each;
+        let (table, mut full) = (Arc::new(table), 0);
+        let bytes = table.bytes() / records.len().max(1);
+        for (row, late) in records.into_iter().enumerate() {
+            let pane = self.panes.get(&self.kept(late.place));
+            let is_known = pane.is_some_and(|pane| pane.find(&table.key(row)[PLACE_BYTES..]).is_some());
+            let has_keys = is_known || self.keys + self.updates.len() < self.max_keys;
+            if !has_keys || self.state_bytes() >= self.max_bytes {
+                full += 1;
+                continue;
+            }
+            self.changed[usize::from(table.group(row))] = true;
+            self.updates.hold(lane, late, &table, row, bytes);
+        }
+        full
+    }
+
+    /// Tells the windows that end at `until` or before, and tells anew what the late records change whose turn has come by `watermark`:
+    /// in the order in which it would have come if each record had been a batch.
+    fn advance(&mut self, watermark: i64, until: i64, output: &mut Output) {
+        let mut made = Vec::new();
+        loop {
+            let end = self.next_end().filter(|end| *end <= until);
+            let turn = self.updates.next_turn().filter(|turn| *turn <= watermark);
+            match (end, turn) {
+                (Some(end), turn) if turn.is_none_or(|turn| end <= turn) => {
+                    self.tell(end, &mut made);
+                    self.told = end;
+                    self.changed[0] = true;
+                    if !self.plan.updates {
+                        self.close(end);
+                    }
+                }
+                (_, Some(turn)) => {
+                    // What ended before it had nothing to tell.
+                    self.told = self.told.max(self.plan.told_by(Timestamp(turn)));
+                    self.changed[0] = true;
+                    let due = self.updates.take().expect("it was looked at");
+                    self.update(&due, &mut made);
+                }
+                (_, None) => break,
+            }
+        }
+        if !made.is_empty() {
+            output.make(made.len());
+            output.emit(0, Batch::of_values_behind(Arc::clone(&self.lane), made, self.arrival));
         }
     }
 
@@ -126,21 +223,24 @@ impl Window {
         places.iter().filter_map(|place| self.panes.get(place)).map(Table::bytes).sum()
     }
 
-    /// Where records of a place go when windows until `closed` have closed for them; nowhere if all of theirs have.
-    fn place_now(&self, place: Place, closed: i64) -> Option<Place> {
-        let first_end = self.plan.first_end(place.start, closed.max(place.first_end - self.plan.every))?;
-        // What no window can tell any more from the pane's other records is kept with them.
-        let is_first = self.closed != i64::MIN && first_end <= self.closed + self.plan.every;
-        let first_end = if is_first { place.start + self.plan.every } else { first_end };
-        Some(Place { start: place.start, first_end })
+    /// The panes of the window that ends at `end`, without those whose records are late for it.
+    fn members(&self, end: i64) -> impl Iterator<Item = &Table> {
+        let from = Place { start: end - self.plan.size, first_end: i64::MIN };
+        let panes = self.panes.range(from..).take_while(move |(place, _)| place.start < end);
+        panes.filter(move |(place, _)| place.first_end <= end).map(|(_, pane)| pane)
     }
 
-    /// Emits the window that ends at `end`.
-    fn close(&self, end: i64, made: &mut Vec<(Timestamp, Value)>) {
-        let start = end - self.plan.size;
-        let from = Place { start, first_end: i64::MIN };
-        let mut members = self.panes.range(from..).take_while(|(place, _)| place.start < end);
-        let mut members: Vec<_> = members.by_ref().filter(|(place, _)| place.first_end <= end).map(|it| it.1).collect();
+    /// The end of the next window that is to be told and may hold something. Others are not visited, however long the stretch
+    /// between them.
+    fn next_end(&self) -> Option<i64> {
+        let last_told = Place { start: self.told.saturating_sub(self.plan.size), first_end: i64::MAX };
+        let (first, _) = self.panes.range((Bound::Excluded(last_told), Bound::Unbounded)).next()?;
+        Some((first.start + self.plan.every).max(self.told.saturating_add(self.plan.every)))
+    }
+
+    /// Tells the window that ends at `end`.
+    fn tell(&self, end: i64, made: &mut Vec<Made>) {
+        let mut members: Vec<_> = self.members(end).collect();
         let merged;
         let table = match members.len() {
             0 => return,
@@ -152,39 +252,72 @@ impl Window {
                 &merged
             }
         };
-        let text = |nanos: i64| Value::Bytes(Timestamp(nanos).to_string().into());
-        let (window_start, window_end) = (text(start), text(end));
-        let seconds = self.plan.size as f64 / 1e9;
-        for row in table.sorted() {
-            let row = row as usize;
-            let mut record = ObjectMap::new();
-            record.insert("window_start".into(), window_start.clone());
-            record.insert("window_end".into(), window_end.clone());
-            let mut rest = table.key(row);
-            for name in &self.names {
-                record.insert(name.clone(), key::decode(&mut rest).unwrap_or(Value::Null));
+        let before = Timestamp(end.saturating_sub(1));
+        made.extend(
+            table.sorted().into_iter().map(|row| (Timestamp(end), before, self.record(table, row as usize, end, None))),
+        );
+    }
+
+    /// Adds a late record and tells its windows anew that had ended before it.
+    fn update(&mut self, due: &Due, made: &mut Vec<Made>) {
+        let (Late { place, watermark }, group) = (due.late, due.table().group(due.row));
+        self.changed[usize::from(group)] = true;
+        let kept = self.kept(place);
+        let pane = self.panes.entry(kept).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
+        let (keys_before, bytes_before) = (pane.len(), pane.bytes());
+        // There was room when it came.
+        if let Some(row) = pane.row(due.key(), group, || true) {
+            pane.merge_row(row, due.table(), due.row);
+        }
+        self.keys += pane.len() - keys_before;
+        self.bytes = (self.bytes + pane.bytes()).saturating_sub(bytes_before);
+        let last = watermark.min(place.start + self.plan.size);
+        let mut end = place.first_end;
+        while end <= last {
+            let mut table = Table::new(&self.plan.aggregates, &self.plan.hasher);
+            for member in self.members(end) {
+                if let (Some(from), Some(row)) = (member.find(due.key()), table.row(due.key(), group, || true)) {
+                    table.merge_row(row, member, from);
+                }
             }
-            for (aggregate, column) in self.plan.aggregates.iter().zip(&table.columns) {
-                record.insert(aggregate.name.as_str().into(), column.value(row, aggregate.function, seconds));
-            }
-            made.push((Timestamp(end), Value::Object(record)));
+            let count = self.updates.count(end, due.key());
+            made.push((Timestamp(end), Timestamp(watermark), self.record(&table, 0, end, Some(count))));
+            end += self.plan.every;
         }
     }
 
-    /// The windows that are open, the next to close first, with what they would tell if they closed now of the keys of which one value is
-    /// `key`.
+    /// What is told of a key in the window that ends at `end`; anew, so many times.
+    fn record(&self, table: &Table, row: usize, end: i64, update: Option<u64>) -> Value {
+        let text = |nanos: i64| Value::Bytes(Timestamp(nanos).to_string().into());
+        let seconds = self.plan.size as f64 / 1e9;
+        let mut record = ObjectMap::new();
+        record.insert("window_start".into(), text(end - self.plan.size));
+        record.insert("window_end".into(), text(end));
+        if let Some(update) = update {
+            record.insert("update".into(), Value::Integer(update as i64));
+        }
+        let mut rest = table.key(row);
+        for name in &self.names {
+            record.insert(name.clone(), key::decode(&mut rest).unwrap_or(Value::Null));
+        }
+        for (aggregate, column) in self.plan.aggregates.iter().zip(&table.columns) {
+            record.insert(aggregate.name.as_str().into(), column.value(row, aggregate.function, seconds));
+        }
+        Value::Object(record)
+    }
+
+    /// The windows that are not told yet, the next first, with what they would tell now of the keys of which one value is `key`.
     fn open_windows(&self, key: Option<&str>) -> Vec<Json> {
-        let Some((first, _)) = self.panes.first_key_value() else { return Vec::new() };
-        let next = (first.start + self.plan.every).max(self.closed.saturating_add(self.plan.every));
+        let Some(next) = self.next_end() else { return Vec::new() };
         let last = self.panes.last_key_value().map_or(next, |(place, _)| place.start.saturating_add(self.plan.size));
         let ends = (0..).map(|turn| next.saturating_add(self.plan.every.saturating_mul(turn)));
         let mut windows = Vec::new();
         for end in ends.take_while(|end| *end <= last).take(WINDOWS_SHOWN) {
             let mut made = Vec::new();
             if self.keys <= KEYS_SHOWN {
-                self.close(end, &mut made);
+                self.tell(end, &mut made);
             }
-            let records = made.into_iter().filter_map(|(_, record)| {
+            let records = made.into_iter().filter_map(|(_, _, record)| {
                 let mut text = Vec::new();
                 tocsin_pipeline::json::write_value(&record, &mut text);
                 serde_json::from_slice::<Json>(&text).ok()
@@ -193,7 +326,7 @@ impl Window {
                 key.is_none_or(|key| self.names.iter().any(|name| is_text(&record[name.as_str()], key)))
             };
             let records: Vec<_> = records.filter(is_asked).take(RECORDS_SHOWN).collect();
-            let closes_at = Timestamp(end.saturating_add(self.plan.lateness));
+            let closes_at = Timestamp(end.saturating_add(self.plan.told_after()));
             windows.push(as_json!({
                 "window_end": Timestamp(end).to_string(),
                 "closes_at": closes_at.to_string(),
@@ -203,10 +336,15 @@ impl Window {
         windows
     }
 
-    /// Forgets the panes whose last window has closed.
-    fn forget_panes(&mut self) {
+    /// Forgets what only windows need that end at `closed` or before.
+    fn close(&mut self, closed: i64) {
+        if closed <= self.closed {
+            return;
+        }
+        self.closed = closed;
+        self.changed[0] = true;
         while let Some(entry) = self.panes.first_entry() {
-            if entry.key().start + self.plan.size > self.closed {
+            if entry.key().start + self.plan.size > closed {
                 break;
             }
             let pane = entry.remove();
@@ -214,6 +352,24 @@ impl Window {
             self.bytes = self.bytes.saturating_sub(pane.bytes());
             (0..pane.len()).for_each(|row| self.changed[usize::from(pane.group(row))] = true);
         }
+        for key in self.updates.forget(closed) {
+            self.changed[usize::from(key_group(&key))] = true;
+        }
+    }
+
+    /// Where windows are told once, those that were told already are told again when they close, and nothing waits for its turn.
+    fn restore_updates(&mut self, told: i64, group: u8, reader: &mut Reader<'_>) -> Result<(), Damaged> {
+        self.updates.read(&self.plan, group, reader)?;
+        if self.plan.updates {
+            self.told = self.told.max(told);
+            self.watermark = self.told;
+            return Ok(());
+        }
+        while let Some(due) = self.updates.take() {
+            self.update(&due, &mut Vec::new());
+        }
+        self.updates = Updates::default();
+        Ok(())
     }
 }
 
@@ -226,14 +382,15 @@ impl Operator for Window {
                     seen => seen.saturating_sub(batch.lane.out_of_order),
                 };
                 self.arrival = self.arrival.max(batch.arrival);
+                let lane = Arc::clone(&batch.lane);
                 let partial = self.plan.fold(batch);
-                self.add(partial, watermark, output);
+                self.add(partial, &lane, watermark, output);
             }
             Input::Prepared(prepared) => {
                 let watermark = prepared.watermark(Timestamp::MIN);
                 self.arrival = self.arrival.max(prepared.arrival);
                 let partial = prepared.content.downcast::<Partial>().expect("made by this window's Prepare");
-                self.add(*partial, watermark, output);
+                self.add(*partial, &prepared.lane, watermark, output);
             }
         }
     }
@@ -242,40 +399,31 @@ impl Operator for Window {
         if watermark == Timestamp::MIN {
             return;
         }
-        let limit = if watermark == Timestamp::MAX { i64::MAX } else { self.plan.closed_by(watermark) };
-        let mut made = Vec::new();
-        // Only ends at which a window may hold something are visited, however long the stretch between them.
-        while let Some((first, _)) = self.panes.first_key_value() {
-            let next = (first.start + self.plan.every).max(self.closed.saturating_add(self.plan.every));
-            if next > limit {
-                break;
-            }
-            self.close(next, &mut made);
-            self.closed = next;
-            self.changed[0] = true;
-            self.forget_panes();
+        if watermark == Timestamp::MAX {
+            // At the end of all input only what there was is closed, so that input that is appended later finds its windows open.
+            self.advance(i64::MAX, i64::MAX, output);
+            return self.close(self.told);
         }
-        // At the end of all input only what there was is closed, so that input that is appended later finds its windows open.
-        if watermark != Timestamp::MAX && limit > self.closed {
-            self.closed = limit;
+        self.watermark = self.watermark.max(watermark.0);
+        let until = self.plan.told_by(watermark);
+        self.advance(watermark.0, until, output);
+        if until > self.told {
+            self.told = until;
             self.changed[0] = true;
         }
-        if !made.is_empty() {
-            output.make(made.len());
-            output.emit(0, Batch::of_values(Arc::clone(&self.lane), made, self.arrival));
-        }
+        self.close(self.plan.closed_by(watermark));
     }
 
     fn next_deadline(&self) -> Timestamp {
-        let Some((first, _)) = self.panes.first_key_value() else { return Timestamp::MAX };
-        let next = (first.start + self.plan.every).max(self.closed.saturating_add(self.plan.every));
-        Timestamp(next.saturating_add(self.plan.lateness))
+        let told = self.next_end().map_or(i64::MAX, |end| end.saturating_add(self.plan.told_after()));
+        Timestamp(self.updates.next_turn().unwrap_or(i64::MAX).min(told))
     }
 
     /// The piece of group 0 starts with the end of the last window that closed, as 8 bytes. Then each piece holds, for each
     /// pane with keys of the group: its start and the end of the first window it counts for, 8 bytes each; how many keys; and for each of them its bytes behind
     /// their length and its accumulators in the order of the aggregates' names, each as its type describes.
-    /// Numbers of 8 bytes are written lowest first, lengths and counts as LEB128.
+    /// Numbers of 8 bytes are written lowest first, lengths and counts as LEB128. Where windows are told anew [`UPDATES`] follows, in 8 bytes, the end
+    /// of the last window that was told, and [`Updates::pieces`].
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>)) {
         let mut pieces: [Vec<u8>; KEY_GROUPS as usize] = [const { Vec::new() }; KEY_GROUPS as usize];
         let is_wanted = self.changed.map(|changed| full || changed);
@@ -300,6 +448,15 @@ impl Operator for Window {
                 }
             }
         }
+        let mut updates = self.updates.pieces();
+        if self.plan.updates {
+            updates.entry(0).or_insert_with(|| vec![0, 0]);
+        }
+        for (group, known) in updates.into_iter().filter(|(group, _)| is_wanted[usize::from(*group)]) {
+            let out = &mut pieces[usize::from(group)];
+            [UPDATES, self.told].iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+            out.extend_from_slice(&known);
+        }
         for (group, bytes) in (0..).zip(pieces) {
             if std::mem::take(&mut self.changed[usize::from(group)]) || full && !bytes.is_empty() {
                 piece(group, bytes);
@@ -311,10 +468,15 @@ impl Operator for Window {
         let mut reader = Reader(piece);
         if group == 0 && !reader.is_empty() {
             self.closed = reader.i64()?;
+            self.told = self.told.max(self.closed);
         }
         let group = u8::try_from(group).map_err(|_| Damaged)?;
         while !reader.is_empty() {
             let place = Place { start: reader.i64()?, first_end: reader.i64()? };
+            if place.start == UPDATES {
+                self.restore_updates(place.first_end, group, &mut reader)?;
+                break;
+            }
             if !self.plan.is_place(place) {
                 return Err(StateError("the saved panes are not those of this window".into()));
             }
@@ -329,17 +491,41 @@ impl Operator for Window {
     }
 
     fn state_bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.updates.bytes()
     }
 
     fn view(&self, question: &Json) -> Json {
         as_json!({
             "window": &*self.lane.source,
-            "closed": if self.closed == i64::MIN { Json::Null } else { Timestamp(self.closed).to_string().into() },
+            "closed": if self.told == i64::MIN { Json::Null } else { Timestamp(self.told).to_string().into() },
             "keys": self.keys,
             "open": self.open_windows(question["key"].as_str()),
         })
     }
+}
+
+/// What becomes of the records of a place.
+enum Fate {
+    /// They count in a pane.
+    In(Place),
+    /// A window of theirs has ended and is told anew, so that each counts by itself.
+    Ended,
+    /// All of their windows have closed.
+    Late,
+}
+
+impl Fate {
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::In(place) => Some(*place),
+            Self::Ended | Self::Late => None,
+        }
+    }
+}
+
+/// The number of its place, which stands before a key.
+fn number_of(key: &[u8]) -> usize {
+    u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut")) as usize
 }
 
 /// Whether a value is written like this.
