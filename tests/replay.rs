@@ -173,7 +173,7 @@ fn the_same_as_json_and_as_a_chart() {
         {"fingerprint":"6f1abd2105e0eb52","kind":"alert","labels":{"service":"db"},"rule":"disk_full","state":"resolved","summary":null,"time":"2026-11-20T12:02:10Z"}
         {"body":"resolved: db","kind":"notification","receiver":"chat","subject":null,"time":"2026-11-20T12:02:20Z"}
         {"fingerprint":"e7cf89a6346ec9cc","kind":"alert","labels":{"service":"cart","severity":"critical"},"rule":"many_errors","state":"firing","summary":"2 errors of cart","time":"2026-11-20T12:05:00Z"}
-        {"from":"2026-11-20T12:00:05Z","kind":"summary","late":0,"left_out":0,"read":10,"receivers":{"chat":3,"mail":6},"rules":{"disk_full":{"fired":1,"firing":0,"longest_seconds":90.0,"resolved":1},"many_errors":{"fired":2,"firing":1,"longest_seconds":60.0,"resolved":1}},"to":"2026-11-20T12:05:00Z","undecodable":1}
+        {"from":"2026-11-20T12:00:05Z","kind":"summary","late":0,"left_out":0,"read":10,"receivers":{"chat":3,"mail":6},"rules":{"disk_full":{"amended":0,"fired":1,"firing":0,"longest_seconds":90.0,"resolved":1},"many_errors":{"amended":0,"fired":2,"firing":1,"longest_seconds":60.0,"resolved":1}},"to":"2026-11-20T12:05:00Z","undecodable":1}
     "#]].assert_eq(&lines.collect::<String>());
     let (_, chart) = said(folder.path(), "replay rules.toml --from app.log --chart");
     let chart: Vec<_> = chart.split("\n\n").collect();
@@ -364,10 +364,50 @@ fn groups_are_told_as_they_would_have_been() {
 }
 
 #[test]
+fn what_comes_late_is_told_beside_what_was_decided() {
+    let lines = "
+        12:00:05 ERROR cart
+        12:01:10 INFO cart
+        12:02:10 ERROR search
+        12:02:20 INFO cart
+        12:03:05 INFO cart
+        12:00:30 ERROR cart
+        12:02:40 INFO search
+        12:02:50 ERROR search
+    ";
+    let folder = folder("2", &[("app.log", log(lines).as_bytes())]);
+    told_anew(folder.path());
+    check(
+        folder.path(),
+        "replay rules.toml --from app.log",
+        expect![[r#"
+            2026-11-20T12:01:00Z  amended   many_errors {service="cart", severity="critical"}  what came late says that the condition held
+            2026-11-20T12:03:00Z  firing    many_errors {service="search", severity="critical"}  2 errors of search
+            2026-11-20T12:03:05Z  -> told   mail: [FIRING] many_errors: 2 errors of search
+
+            records           8 read, 0 undecodable, 0 late
+            span              2026-11-20T12:00:05Z to 2026-11-20T12:03:05Z, 3m
+            rule disk_full    fired 0, resolved 0
+            rule many_errors  fired 1, resolved 0, longest 5s, firing at the end 1, amended 1
+            receiver mail     1 notification
+            exit status 0
+        "#]],
+    );
+}
+
+/// Has the rules look at windows that are told at their end and again when a late record changes them.
+fn told_anew(folder: &Path) {
+    let rules = fs::read_to_string(folder.join("rules.toml")).unwrap();
+    let windows = "tumbling = \"1m\"\nlateness = \"5m\"\nemit = \"update\"";
+    fs::write(folder.join("rules.toml"), rules.replace("tumbling = \"1m\"", windows)).unwrap();
+}
+
+#[test]
 fn blocks_and_threads_do_not_show() {
     let (_, parts) = rotated();
     let rules = fs::read_to_string(parts.path().join("rules.toml")).unwrap();
     fs::write(parts.path().join("rules.toml"), format!("{rules}{GROUPS}")).unwrap();
+    told_anew(parts.path());
     let all =
         |more: &str| said(parts.path(), &format!("replay rules.toml --from app.log* jobs/*.log --format json {more}"));
     let expected = all("");

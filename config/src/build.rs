@@ -16,6 +16,11 @@ use crate::scale::Section;
 /// The graph of a plan that one process runs. What goes into a relay goes right to what reads from it: so tests of a configuration
 /// for several daemons need no topic.
 pub fn build(plan: &Plan) -> Graph {
+    build_watched(plan, &[])
+}
+
+/// The same where more is read than the plan says: these outlets get readers.
+pub fn build_watched(plan: &Plan, watched: &[Outlet]) -> Graph {
     let is_relay = |source: &usize| plan.relays.iter().any(|relay| relay.source == *source);
     Part {
         plan,
@@ -23,6 +28,7 @@ pub fn build(plan: &Plan) -> Graph {
         operators: (0..plan.operators.len()).collect(),
         sinks: (0..plan.sinks.len()).collect(),
         partition: None,
+        watched,
     }
     .build()
 }
@@ -35,6 +41,7 @@ pub fn build_lane(plan: &Plan, section: &Section, partition: &AssignedPartition)
         operators: section.operators.clone(),
         sinks: section.sinks.clone(),
         partition: Some(partition),
+        watched: &[],
     }
     .build()
 }
@@ -46,6 +53,8 @@ struct Part<'a> {
     operators: Vec<usize>,
     sinks: Vec<usize>,
     partition: Option<&'a AssignedPartition>,
+    /// Outlets that are read by what is not in the plan.
+    watched: &'a [Outlet],
 }
 
 impl Part<'_> {
@@ -107,10 +116,19 @@ impl Part<'_> {
             name: Arc::clone(self.plan.name(component)),
             paths,
             folder: folder.to_owned(),
-            connected: self.plan.connected(component),
+            connected: self.connected(component),
             silences: Arc::clone(&self.plan.silences),
             partition: self.partition.cloned(),
         }
+    }
+
+    /// The ports from 1 on that something reads, by name.
+    fn connected(&self, component: ComponentId) -> Vec<String> {
+        let is_read = |port| {
+            let outlet = Outlet { component, port };
+            self.watched.contains(&outlet) || self.plan.readers(outlet).next().is_some()
+        };
+        (1..).zip(self.plan.ports(component)).filter(|(port, _)| is_read(*port)).map(|(_, name)| name).collect()
     }
 
     /// What an output is connected to, all of which is in the part.

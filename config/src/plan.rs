@@ -248,6 +248,13 @@ impl Plan {
         }
     }
 
+    /// Where a rule tells what it would have decided otherwise.
+    pub fn amendments(&self, rule: usize) -> Option<Outlet> {
+        let component = ComponentId::Operator(rule);
+        let at = self.ports(component).iter().position(|port| port == AlertState::Amended.as_str())?;
+        Some(Outlet { component, port: at + 1 })
+    }
+
     /// What reads an output.
     pub fn readers(&self, from: Outlet) -> impl Iterator<Item = &Edge> {
         self.edges.iter().filter(move |edge| edge.from == from)
@@ -256,16 +263,5 @@ impl Plan {
     /// What a component reads, by input number.
     pub fn inputs(&self, to: ComponentId) -> impl Iterator<Item = &Edge> {
         self.edges.iter().filter(move |edge| edge.to == to)
-    }
-
-    /// The ports from 1 on that something reads, by name: for [`BuildContext::connected`](crate::component::BuildContext).
-    pub fn connected(&self, component: ComponentId) -> Vec<String> {
-        let mut ports = self.ports(component);
-        let mut port = 0;
-        ports.retain(|_| {
-            port += 1;
-            self.readers(Outlet { component, port }).next().is_some()
-        });
-        ports
     }
 }

@@ -113,6 +113,8 @@ pub enum AlertState {
     Firing,
     /// It is over.
     Resolved,
+    /// What came late says that a decision of the time `at` was wrong: what `NAME.amended` tells.
+    Amended,
 }
 
 impl AlertState {
@@ -122,6 +124,7 @@ impl AlertState {
             Self::Pending => "pending",
             Self::Firing => "firing",
             Self::Resolved => "resolved",
+            Self::Amended => "amended",
         }
     }
 }

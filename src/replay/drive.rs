@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tocsin_config::Plan;
-use tocsin_config::build::build;
+use tocsin_config::build::build_watched;
+use tocsin_config::plan::{ComponentId, Outlet};
 use tocsin_pipeline::graph::{Graph, Target};
 use tocsin_pipeline::ledger::Kind;
 use tocsin_pipeline::operator::{Built, Reason};
@@ -29,8 +30,9 @@ const BLOCK_BYTES: (usize, usize) = (64 << 10, 1 << 20);
 /// # Errors
 /// When a log cannot be read, or tells no time.
 pub fn drive(plan: &Plan, logs: &[Named], stretch: &Stretch) -> anyhow::Result<Outcome> {
-    let mut graph = build(plan);
-    let rules = watch_rules(&mut graph);
+    let amendments: Vec<_> = (0..plan.operators.len()).filter_map(|rule| plan.amendments(rule)).collect();
+    let mut graph = build_watched(plan, &amendments);
+    let rules = watch_rules(&mut graph, &amendments);
     // Every record has its moment here, whether or not its readers ask for it.
     graph.sinks.iter_mut().for_each(|sink| sink.needs_time = true);
     graph.operators.iter_mut().for_each(|operator| operator.needs_time = true);
@@ -55,15 +57,19 @@ pub fn drive(plan: &Plan, logs: &[Named], stretch: &Stretch) -> anyhow::Result<O
     })
 }
 
-/// Adds a reader to every rule; gives their names by the number of the reader.
-fn watch_rules(graph: &mut Graph) -> BTreeMap<usize, Arc<str>> {
+/// Adds readers to every rule; gives their names by the number of the reader.
+fn watch_rules(graph: &mut Graph, amendments: &[Outlet]) -> BTreeMap<usize, Arc<str>> {
     let mut rules = BTreeMap::new();
-    for node in &mut graph.operators {
+    for (at, node) in graph.operators.iter_mut().enumerate() {
         let Built::Operator { operator, .. } = &node.built else { continue };
-        if !operator.alerts().is_empty() {
+        if operator.alerts().is_empty() {
+            continue;
+        }
+        let amended = amendments.iter().filter(|outlet| outlet.component == ComponentId::Operator(at));
+        for port in std::iter::once(0).chain(amended.map(|outlet| outlet.port)) {
             let sink = graph.sinks.len();
             graph.sinks.push(reader("replay"));
-            node.outputs[0].push(Target::Sink(sink));
+            node.outputs[port].push(Target::Sink(sink));
             rules.insert(sink, Arc::clone(&node.name));
         }
     }

@@ -27,7 +27,7 @@ pub struct Transition {
     pub state: AlertState,
     pub fingerprint: String,
     pub labels: BTreeMap<String, String>,
-    /// The annotation `summary`, as it reads at the moment.
+    /// The annotation `summary`, as it reads at the moment; of an amendment, what it says.
     pub summary: Option<String>,
 }
 
@@ -70,6 +70,8 @@ pub struct RuleSummary {
     pub longest: Duration,
     /// How many fire at the end.
     pub firing: u64,
+    /// How many decisions would have been others with what came late.
+    pub amended: u64,
 }
 
 /// All that came of a replay.
@@ -112,7 +114,7 @@ impl Outcome {
         for told in &self.transitions {
             let key = (&*told.rule, told.fingerprint.as_str());
             match told.state {
-                AlertState::Pending => {}
+                AlertState::Pending | AlertState::Amended => {}
                 AlertState::Firing => {
                     let (rule, labels) = (Arc::clone(&told.rule), told.labels.clone());
                     let begun = Episode { rule, labels, start: told.time, end: None };
@@ -142,6 +144,7 @@ impl Outcome {
                 AlertState::Pending => {}
                 AlertState::Firing => rule.fired += 1,
                 AlertState::Resolved => rule.resolved += 1,
+                AlertState::Amended => rule.amended += 1,
             }
         }
         let end = self.stretch().map_or(Timestamp::MIN, |(_, end)| end);
@@ -247,6 +250,7 @@ impl Collector {
         });
         let mut rules: Vec<_> = self.rules.into_values().collect();
         rules.sort();
+        rules.dedup();
         Outcome {
             transitions: self.transitions,
             sent: self.sent,
@@ -270,17 +274,23 @@ fn transition(rule: &Arc<str>, time: Timestamp, record: &Json) -> Option<Transit
         "pending" => AlertState::Pending,
         "firing" => AlertState::Firing,
         "resolved" => AlertState::Resolved,
+        "amended" => AlertState::Amended,
         _ => return None,
     };
     let text = |value: &Json| value.as_str().map(str::to_owned);
     let labels = record["labels"].as_object().into_iter().flatten();
     let labels = labels.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect();
+    let summary = match (state, &record["is"]) {
+        (AlertState::Amended, Json::Bool(true)) => Some("what came late says that the condition held".to_owned()),
+        (AlertState::Amended, _) => Some("what came late says that the condition did not hold".to_owned()),
+        _ => text(&record["annotations"]["summary"]),
+    };
     Some(Transition {
         time,
         rule: Arc::clone(rule),
         state,
         fingerprint: text(&record["fingerprint"]).unwrap_or_default(),
         labels,
-        summary: text(&record["annotations"]["summary"]),
+        summary,
     })
 }

@@ -68,6 +68,9 @@ pub fn summary(outcome: &Outcome) -> String {
         if summary.firing > 0 {
             write!(told, ", firing at the end {}", summary.firing).expect("writing to a string");
         }
+        if summary.amended > 0 {
+            write!(told, ", amended {}", summary.amended).expect("writing to a string");
+        }
         rows.push((format!("rule {rule}"), told));
     }
     let receivers = outcome.by_receiver();
@@ -107,7 +110,7 @@ pub fn json(outcome: &Outcome) -> String {
     let rules = outcome.by_rule().into_iter().map(|(name, rule)| {
         let told = json!({
             "fired": rule.fired, "resolved": rule.resolved, "longest_seconds": rule.longest.as_secs_f64(),
-            "firing": rule.firing,
+            "firing": rule.firing, "amended": rule.amended,
         });
         (name.to_owned(), told)
     });

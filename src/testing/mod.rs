@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value as Json};
-use tocsin_config::build::build;
+use tocsin_config::build::build_watched;
 use tocsin_config::plan::{AlertState, ComponentId, ExpectedAlert, ExpectedRecords, Outlet, Plan, REJECTED, Test};
 use tocsin_pipeline::evolution::Meaning;
 use tocsin_pipeline::graph::{Graph, SinkNode, Target, WhenFull};
@@ -40,26 +40,28 @@ struct Seen {
 /// Runs a test; tells also how often the virtual clock was moved.
 fn run(plan: &Plan, test: &Test) -> (Outcome, u64) {
     let mut captures = Captures::default();
-    let mut graph = build(plan);
+    let rules: Vec<_> = test.alerts.iter().map(|expected| outlet_of(plan, expected)).collect();
+    // Operators do not make what nobody reads.
+    let outlets: Vec<_> = test.expect.iter().map(|expected| expected.from).chain(rules.iter().copied()).collect();
+    let mut graph = build_watched(plan, &outlets);
     for expected in &test.expect {
         captures.add(&mut graph, expected.from);
     }
-    let rules = test.alerts.iter().map(|expected| outlet_of(expected.rule));
     // Where somebody asks for it rules tell that they are pending: in a run of its own, as sinks must not hear of it.
     let mut watched = None;
     if test.alerts.iter().any(|expected| expected.state == AlertState::Pending) {
-        let mut telling = build(plan);
+        let mut telling = build_watched(plan, &outlets);
         for node in &mut telling.operators {
             if let Built::Operator { operator, .. } = &mut node.built {
                 operator.tell_pending();
             }
         }
         let mut captures = Captures::default();
-        rules.for_each(|rule| captures.add(&mut telling, rule));
+        rules.into_iter().for_each(|rule| captures.add(&mut telling, rule));
         play(telling, test, |arrival, _| captures.take(arrival));
         watched = Some(captures);
     } else {
-        rules.for_each(|rule| captures.add(&mut graph, rule));
+        rules.into_iter().for_each(|rule| captures.add(&mut graph, rule));
     }
     let mut sent = Vec::new();
     let steps = play(graph, test, |arrival, simulation| {
@@ -72,16 +74,17 @@ fn run(plan: &Plan, test: &Test) -> (Outcome, u64) {
         check_records(expected, captures.seen(expected.from), &mut failures);
     }
     for expected in &test.alerts {
-        let seen = watched.as_ref().unwrap_or(&captures).seen(outlet_of(expected.rule));
+        let seen = watched.as_ref().unwrap_or(&captures).seen(outlet_of(plan, expected));
         check_alert(plan, expected, seen, &mut failures);
     }
     failures.extend(notifications::check(plan, test, &sent));
     (Outcome { name: test.name.clone(), failures }, steps)
 }
 
-/// What a rule tells.
-fn outlet_of(rule: usize) -> Outlet {
-    Outlet { component: ComponentId::Operator(rule), port: 0 }
+/// Where a rule tells what is expected of it.
+fn outlet_of(plan: &Plan, expected: &ExpectedAlert) -> Outlet {
+    let amendments = plan.amendments(expected.rule).filter(|_| expected.state == AlertState::Amended);
+    amendments.unwrap_or(Outlet { component: ComponentId::Operator(expected.rule), port: 0 })
 }
 
 /// Runs the input of a test through a graph; gives how often the clock was moved.

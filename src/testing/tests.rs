@@ -135,6 +135,38 @@ alerts = [{ rule = "many", state = "pending", labels = { service = "search" } }]
 }
 
 #[test]
+fn what_nobody_else_reads_can_be_looked_at() {
+    check(
+        r#"
+[[tests]]
+name = "late records, and what they say of an alert"
+start = "2026-11-20T12:00:00Z"
+input = [
+  { source = "app", records = [
+    '{"ts":"2026-11-20T12:00:01Z","disk":1}',
+    '{"ts":"2026-11-20T12:01:10Z","service":"cart"}',
+    '{"ts":"2026-11-20T12:00:02Z","disk":1}',
+  ] },
+]
+expect = [{ from = "errors.late", records = [{ disk = 1, ts = "2026-11-20T12:00:02Z" }], exact = true }]
+alerts = [{ rule = "seen", at = "2026-11-20T12:00:02.500Z", state = "amended" }]
+
+[[tests]]
+name = "nothing was amended"
+start = "2026-11-20T12:00:00Z"
+input = [{ source = "app", records = ['{"ts":"2026-11-20T12:00:01Z","disk":1}'] }]
+alerts = [{ rule = "seen", state = "amended" }]
+"#,
+        expect![[r#"
+            ok late records, and what they say of an alert
+            FAILED nothing was amended
+            rules.toml:55: `seen` was not amended
+              it made no transition at all
+        "#]],
+    );
+}
+
+#[test]
 fn what_was_sent_stands_beside_what_is_expected() {
     check(
         r#"

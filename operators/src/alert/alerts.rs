@@ -251,18 +251,27 @@ impl Alerts {
         let seen = Seen { batch, row, names, level, is_keyed };
         let time = batch.time(row);
         let known = self.entries.get(&key);
-        if is_keyed && known.is_some_and(|entry| entry.course.is_outdated(time)) {
+        let is_over = known.is_none_or(|entry| entry.course.phase() == Phase::Inactive);
+        let is_outdated = known.is_some_and(|entry| entry.course.is_outdated(time))
+            || is_over && (level.is_some() || known.is_some()) && is_superseded(batch, row);
+        if is_keyed && is_outdated {
+            if known.is_none() {
+                self.insert(&key, is_keyed)?;
+                self.entries.get_mut(&key).expect("just put in").course.remember(time);
+                self.touch(&key);
+            }
             self.correct(&key, &seen);
             return Ok(None);
         }
-        if level.is_none() && known.is_none_or(|entry| entry.course.phase() == Phase::Inactive) {
+        if level.is_none() && is_over {
             return Ok(None);
         }
         let before = known.map_or(Phase::Inactive, |entry| entry.course.phase());
         if known.is_none() {
             self.insert(&key, is_keyed)?;
         }
-        let watermark = batch.watermark_before(row).max(if is_keyed { Timestamp::MIN } else { self.now });
+        // A value is heard of its own time, however late it comes.
+        let watermark = if is_keyed { time } else { batch.watermark_before(row).max(self.now) };
         let watermark = if watermark == Timestamp::MAX || level.is_none() { time } else { watermark };
         // What silence has ended is told with what was known of it.
         while let Some(transition) = self.elapse(&key, time.max(watermark), true) {
@@ -617,6 +626,12 @@ impl Alerts {
 
 /// All alerts that may be known are active.
 struct Full;
+
+/// Whether what tells a window anew says that a later window of the same key has decided already.
+fn is_superseded(batch: &Batch, row: u32) -> bool {
+    let value = batch.value(row);
+    value.as_object().and_then(|fields| fields.get("superseded")) == Some(&Value::Boolean(true))
+}
 
 impl Operator for Alerts {
     fn on_input(&mut self, _: usize, input: Input, output: &mut Output) {

@@ -84,6 +84,11 @@ impl Course {
         Self { levels: vec![Alert::new(); times.pending_for.len()], changes: VecDeque::new(), flaps: false }
     }
 
+    /// Something is known of an alert that has never been, and so for a while.
+    pub(super) fn remember(&mut self, time: Timestamp) {
+        self.levels[0].heard = time;
+    }
+
     /// Takes up the levels that the rule has now.
     pub(super) fn fit(&mut self, times: &Times) {
         self.levels.resize(times.pending_for.len().max(1), Alert::new());

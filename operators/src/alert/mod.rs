@@ -85,8 +85,8 @@ use crate::fields::{of_condition, of_expression, of_template};
 /// condition and times. One that the new `group_by` or `labels` do not make any more is over after `resolve_after`, and that is told. A rule
 /// that is removed while it fires tells nothing more: to have its alerts resolved, give it the condition `"false"` first.
 ///
-/// **Late events:** an update of a window older than the one that decided last changes nothing. If it says otherwise than
-/// the window did (one of the last 16 that decided), that is handed on as `NAME.amended`. So is a plain record that comes after its
+/// **Late events:** an update of a window older than the one that decided last (or one that says it is `superseded`) changes nothing. If it says
+/// otherwise than the window did (one of the last 16 that decided), that is handed on as `NAME.amended`. So is a plain record that comes after its
 /// alert was resolved, but happened early enough that it would not have been resolved then; it also fires anew.
 ///
 /// ```json

@@ -568,6 +568,51 @@ fn a_corrected_window_that_decides_otherwise_is_an_amendment() {
 }
 
 #[test]
+fn an_update_that_later_windows_have_overtaken_makes_nothing_fire() {
+    let mut operator = build("condition = '.errors > 10'");
+    let mut output = Output::default();
+    let update = |minute, errors, update, superseded: bool| {
+        let mut record = value(minute, errors, Some(update));
+        record["superseded"] = superseded.into();
+        record
+    };
+    let values = [
+        value(1, 5, None),
+        value(2, 5, None),
+        // Told once however often it is updated, and again when it is no longer so.
+        update(1, 20, 1, true),
+        update(1, 21, 2, true),
+        update(1, 4, 3, true),
+        // Nothing has decided since.
+        update(2, 30, 1, false),
+        value(3, 1, None),
+        value(4, 1, None),
+        // The alert has been over for two minutes, and the window between decided that it still was.
+        update(4, 40, 1, false),
+        value(5, 1, None),
+        value(6, 1, None),
+        update(5, 50, 1, true),
+    ];
+    operator.on_input(0, Input::Batch(window_batch(&values)), &mut output);
+    let text = |record: &serde_json::Value| {
+        let time = if record["state"] == "firing" { "starts_at" } else { "ends_at" };
+        let time = if record["state"] == "amended" { "time" } else { time };
+        format!("{} {} {}\n", record["state"], record[time], record["is"])
+    };
+    let told = [0, 1].map(|port| records(&output, port).iter().map(text).collect::<String>());
+    expect![[r#"
+        "firing" "2026-11-20T12:02:00Z" null
+        "resolved" "2026-11-20T12:03:00Z" null
+        "firing" "2026-11-20T12:04:00Z" null
+        "resolved" "2026-11-20T12:05:00Z" null
+        "amended" "2026-11-20T12:01:00Z" true
+        "amended" "2026-11-20T12:01:00Z" false
+        "amended" "2026-11-20T12:05:00Z" true
+    "#]]
+    .assert_eq(&told.concat());
+}
+
+#[test]
 fn a_late_record_that_would_have_kept_an_alert_is_an_amendment() {
     let outcome = script::run::<Config>(
         "condition = '.level == \"error\"'\nresolve_after = \"1m\"",

@@ -48,9 +48,9 @@ const PANES: u128 = 100_000;
 /// watermark is `lateness` past its end.
 ///
 /// With `emit = "update"` a window is told as soon as the watermark passes its end, and once more for each late record that changes it until it
-/// closes, with the whole of what is known then and `"update": n`, counted from 1. Who keeps the record of a window and key that came last
-/// has the same as with `"close"`, and has something at once. `alert` goes by what was told first, and makes an amendment where an update
-/// says otherwise. Each late record is an update by itself, behind the watermark that it came behind: how many there are and
+/// closes, with the whole of what is known then, `"update": n`, counted from 1, and `"superseded"`, which is true when a later window of the key has been
+/// told. Who keeps the record of a window and key that came last has the same as with `"close"`, and has something at once. `alert` goes by
+/// what was told first of each window, and makes an amendment where an update of one that is superseded says otherwise. Each late record is an update by itself, behind the watermark that it came behind: how many there are and
 /// what each says depends neither on batches nor on threads. With several lanes, what a window tells first and last does not depend on how
 /// they were interleaved either; of records of different lanes that came behind the same watermark, either may be told first.
 ///
@@ -224,7 +224,9 @@ impl Config {
 
     /// The fields that a record has whatever is computed.
     fn own_names(&self) -> impl Iterator<Item = &'static str> {
-        ["window_start", "window_end"].into_iter().chain((self.emit == Emit::Update).then_some("update"))
+        ["window_start", "window_end"]
+            .into_iter()
+            .chain((self.emit == Emit::Update).then_some(["update", "superseded"]).into_iter().flatten())
     }
 
     fn name_problems(&self) -> Vec<Problem> {

@@ -272,6 +272,7 @@ impl Window {
         self.keys += pane.len() - keys_before;
         self.bytes = (self.bytes + pane.bytes()).saturating_sub(bytes_before);
         let last = watermark.min(place.start + self.plan.size);
+        let latest = self.latest(due.key(), watermark);
         let mut end = place.first_end;
         while end <= last {
             let mut table = Table::new(&self.plan.aggregates, &self.plan.hasher);
@@ -280,21 +281,30 @@ impl Window {
                     table.merge_row(row, member, from);
                 }
             }
-            let count = self.updates.count(end, due.key());
-            made.push((Timestamp(end), Timestamp(watermark), self.record(&table, 0, end, Some(count))));
+            let update = Update { count: self.updates.count(end, due.key()), is_superseded: latest > end };
+            made.push((Timestamp(end), Timestamp(watermark), self.record(&table, 0, end, Some(update))));
             end += self.plan.every;
         }
     }
 
-    /// What is told of a key in the window that ends at `end`; anew, so many times.
-    fn record(&self, table: &Table, row: usize, end: i64, update: Option<u64>) -> Value {
+    /// The end of the last window that holds something of a key and was told by `watermark`.
+    fn latest(&self, key: &[u8], watermark: i64) -> i64 {
+        let told = self.plan.told_by(Timestamp(watermark));
+        let panes = self.panes.iter().filter(|(place, _)| place.first_end <= told);
+        let ends = panes.filter(|(_, pane)| pane.find(key).is_some());
+        ends.map(|(place, _)| told.min(place.start + self.plan.size)).max().unwrap_or(i64::MIN)
+    }
+
+    /// What is told of a key in the window that ends at `end`.
+    fn record(&self, table: &Table, row: usize, end: i64, update: Option<Update>) -> Value {
         let text = |nanos: i64| Value::Bytes(Timestamp(nanos).to_string().into());
         let seconds = self.plan.size as f64 / 1e9;
         let mut record = ObjectMap::new();
         record.insert("window_start".into(), text(end - self.plan.size));
         record.insert("window_end".into(), text(end));
-        if let Some(update) = update {
-            record.insert("update".into(), Value::Integer(update as i64));
+        if let Some(Update { count, is_superseded }) = update {
+            record.insert("update".into(), Value::Integer(count as i64));
+            record.insert("superseded".into(), Value::Boolean(is_superseded));
         }
         let mut rest = table.key(row);
         for name in &self.names {
@@ -502,6 +512,14 @@ impl Operator for Window {
             "open": self.open_windows(question["key"].as_str()),
         })
     }
+}
+
+/// What is told of a window beside its content when it is told anew.
+struct Update {
+    /// How often it has been.
+    count: u64,
+    /// Whether a later window of the key has been told.
+    is_superseded: bool,
 }
 
 /// What becomes of the records of a place.

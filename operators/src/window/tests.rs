@@ -148,13 +148,13 @@ fn a_late_record_tells_its_window_anew() {
         expect![[r#"
             (aggregated 4)
             01:00 {"host":"a","n":1,"window_end":"01:00Z","window_start":"00:00Z"}
-            01:00 {"host":"a","n":2,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
-            01:00 {"host":"b","n":1,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
-            01:00 {"host":"a","n":3,"update":2,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"host":"a","n":2,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"host":"b","n":1,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"host":"a","n":3,"superseded":false,"update":2,"window_end":"01:00Z","window_start":"00:00Z"}
             late: 00:50 {"host":"a","is":"too late"}
             (aggregated 3)
             02:00 {"host":"a","n":1,"window_end":"02:00Z","window_start":"01:00Z"}
-            02:00 {"host":"a","n":2,"update":1,"window_end":"02:00Z","window_start":"01:00Z"}
+            02:00 {"host":"a","n":2,"superseded":false,"update":1,"window_end":"02:00Z","window_start":"01:00Z"}
             04:00 {"host":"a","n":1,"window_end":"04:00Z","window_start":"03:00Z"}
         "#]],
     );
@@ -186,10 +186,10 @@ fn what_is_late_in_a_lane_waits_until_the_others_have_come_there() {
             (aggregated 4)
             (aggregated 1)
             01:00 {"n":2,"window_end":"01:00Z","window_start":"00:00Z"}
-            01:00 {"n":3,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"n":3,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
             (aggregated 1)
             02:00 {"n":1,"window_end":"02:00Z","window_start":"01:00Z"}
-            01:00 {"n":4,"update":2,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"n":4,"superseded":true,"update":2,"window_end":"01:00Z","window_start":"00:00Z"}
             03:00 {"n":1,"window_end":"03:00Z","window_start":"02:00Z"}
         "#]],
     );
@@ -231,18 +231,18 @@ fn a_crash_changes_nothing_of_updates() {
         expect![[r#"
             (aggregated 3)
             01:00 {"host":"a","last":1,"n":1,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
-            01:00 {"host":"a","last":3,"n":2,"update":1,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
-            01:00 {"host":"a","last":4,"n":3,"update":2,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
+            01:00 {"host":"a","last":3,"n":2,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
+            01:00 {"host":"a","last":4,"n":3,"superseded":false,"update":2,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
             (aggregated 1)
             (aggregated 1)
-            01:00 {"host":"a","last":4,"n":3,"update":2,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
-            01:00 {"host":"b","last":5,"n":1,"update":1,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
+            01:00 {"host":"a","last":4,"n":3,"superseded":false,"update":2,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
+            01:00 {"host":"b","last":5,"n":1,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
             (aggregated 1)
             (aggregated 1)
             02:00 {"host":"a","last":2,"n":4,"window_end":"02:00Z","window_start":"00:00Z"}
             02:00 {"host":"b","last":5,"n":1,"window_end":"02:00Z","window_start":"00:00Z"}
-            01:00 {"host":"a","last":7,"n":4,"update":3,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
-            02:00 {"host":"a","last":2,"n":5,"update":1,"window_end":"02:00Z","window_start":"00:00Z"}
+            01:00 {"host":"a","last":7,"n":4,"superseded":true,"update":3,"window_end":"01:00Z","window_start":"1969-12-31T23:59:00Z"}
+            02:00 {"host":"a","last":2,"n":5,"superseded":false,"update":1,"window_end":"02:00Z","window_start":"00:00Z"}
             (aggregated 1)
             03:00 {"host":"a","last":6,"n":2,"window_end":"03:00Z","window_start":"01:00Z"}
             04:00 {"host":"a","last":6,"n":1,"window_end":"04:00Z","window_start":"02:00Z"}
@@ -490,7 +490,7 @@ fn bounds_on_keys_are_kept_and_counted() {
         expect![[r#"
             (aggregated 2)
             (state_full 1)
-            01:00 {"host":"a","n":1,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
+            01:00 {"host":"a","n":1,"superseded":false,"update":1,"window_end":"01:00Z","window_start":"00:00Z"}
             03:00 {"host":"a","n":1,"window_end":"03:00Z","window_start":"02:00Z"}
         "#]],
     );
@@ -779,13 +779,15 @@ fn reference(rule: Rule, story: &[Given]) -> Vec<String> {
             lines.push(line(&format!("{}", window.0), &told(rule, &window, windows[&window].clone(), None)));
         }
         let Some((ends, host, row)) = update else { continue };
+        ends.iter().for_each(|end| windows.entry((*end, host.clone())).or_default().push(row.clone()));
         for end in ends {
+            let is_superseded =
+                windows.keys().any(|(other, key)| *key == host && (end + 1..=watermark).contains(other));
             let window = (end, host.clone());
-            let rows = windows.entry(window.clone()).or_default();
-            rows.push(row.clone());
             let count = counts.entry(window.clone()).or_default();
             *count += 1;
-            lines.push(line(&format!("{end}"), &told(rule, &window, rows.clone(), Some(*count))));
+            let record = told(rule, &window, windows[&window].clone(), Some((*count, is_superseded)));
+            lines.push(line(&format!("{end}"), &record));
         }
     }
     lines.extend(late);
@@ -793,7 +795,7 @@ fn reference(rule: Rule, story: &[Given]) -> Vec<String> {
 }
 
 /// What is told of a window and key whose records are `rows`.
-fn told(rule: Rule, (end, host): &(i64, Vec<u8>), mut rows: Vec<Row>, update: Option<i64>) -> Value {
+fn told(rule: Rule, (end, host): &(i64, Vec<u8>), mut rows: Vec<Row>, update: Option<(i64, bool)>) -> Value {
     rows.sort_by_key(|(second, lane, position, _)| (*second, *lane, *position));
     let values: Vec<&Value> =
         rows.iter().filter_map(|row| row.3.as_object().unwrap().get("v")).filter(|v| !v.is_null()).collect();
@@ -836,7 +838,10 @@ fn told(rule: Rule, (end, host): &(i64, Vec<u8>), mut rows: Vec<Row>, update: Op
         ("window_end", Value::from(Timestamp::from_secs(*end).to_string().as_str())),
         ("window_start", Value::from(Timestamp::from_secs(*end - rule.size).to_string().as_str())),
     ];
-    let update = update.map(|count| ("update", Value::Integer(count)));
+    let update = update.map(|(count, is_superseded)| {
+        [("update", Value::Integer(count)), ("superseded", Value::Boolean(is_superseded))]
+    });
+    let update = update.into_iter().flatten();
     Value::Object(fields.into_iter().chain(update).map(|(name, value)| (name.into(), value)).collect())
 }
 
