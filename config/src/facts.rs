@@ -39,7 +39,8 @@ pub struct WindowFacts {
     pub size: Duration,
     /// How far apart windows of a key end.
     pub every: Duration,
-    pub lateness: Duration,
+    /// How long after its end it is told.
+    pub told_after: Duration,
     /// The names of the fields that hold its keys.
     pub keys: BTreeSet<String>,
     /// What is known of its aggregates, by name.

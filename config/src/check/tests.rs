@@ -7,7 +7,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::fakes::CATALOG;
-use crate::plan::ComponentId;
+use crate::plan::{ComponentId, Outlet};
 
 struct Fixed;
 
@@ -59,7 +59,9 @@ fn describe(plan: &Plan) -> String {
         for edge in plan.inputs(id) {
             let _ = write!(text, " {}←{}", edge.input, plan.outlet_name(edge.from));
         }
-        let connected = plan.connected(id);
+        let is_read = |port| plan.readers(Outlet { component: id, port }).next().is_some();
+        let ports = (1..).zip(plan.ports(id));
+        let connected: Vec<_> = ports.filter(|(port, _)| is_read(*port)).map(|(_, name)| name).collect();
         let _ = writeln!(
             text,
             "{}",

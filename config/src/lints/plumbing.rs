@@ -92,14 +92,14 @@ pub(super) fn branch_unread(view: &View<'_>, found: &mut Vec<Finding>) {
 
 pub(super) fn lateness_above_size(view: &View<'_>, found: &mut Vec<Finding>) {
     for (id, window) in view.windows() {
-        if window.lateness > window.size {
+        if window.told_after > window.size {
             let told = |duration| types::Duration(duration).to_string();
             let message = format!(
                 "each window of {} is told {} after its end, since late records are waited for so long",
                 told(window.size),
-                told(window.lateness)
+                told(window.told_after)
             );
-            let help = "wait for less, and read `NAME.late` for what comes after that; or make windows longer";
+            let help = "have it told at its end, and again when a late record changes it, with `emit = \"update\"`; or wait for less";
             found.push(Finding::new(Subject::Component(id), "lateness", message).help(help));
         }
     }

@@ -354,7 +354,7 @@ impl OperatorConfig for Config {
         Facts::Window(WindowFacts {
             size: size.0,
             every: every.0,
-            lateness: self.lateness.0,
+            told_after: if self.emit == Emit::Update { std::time::Duration::ZERO } else { self.lateness.0 },
             keys: self.group_by.iter().filter_map(|source| name_of(source)).collect(),
             aggregates: self.aggregates.iter().map(|(name, call)| (name.clone(), aggregate::known(call))).collect(),
         })
