@@ -181,12 +181,17 @@ fn operator(random: &mut Random, number: u64, text: &mut String, outlets: &mut V
             }
             let size = ["tumbling = \"10s\"", "tumbling = \"2s\"", "hopping = { size = \"20s\", every = \"5s\" }"]
                 [random.below(3) as usize];
-            let lateness = ["0s", "2s"][random.below(2) as usize];
+            let is_alone = inputs.len() == 1 && from.is_ordered;
+            // What is told anew, and how often, is defined within a lane.
+            let lateness = match random.below(3) {
+                0 => "lateness = \"0s\"",
+                1 if is_alone => "lateness = \"4s\"\nemit = \"update\"",
+                _ => "lateness = \"2s\"",
+            };
             let body = format!(
-                "type = \"window\"\n{size}\nlateness = \"{lateness}\"\ngroup_by = [\".service\"]\n\
+                "type = \"window\"\n{size}\n{lateness}\ngroup_by = [\".service\"]\n\
                  aggregates = {{ count = \"count()\", total = \"sum(.latency)\", top = \"max(.n)\", p90 = \"quantile(.latency, 0.9)\", ids = \"distinct(.id)\" }}"
             );
-            let is_alone = inputs.len() == 1 && from.is_ordered;
             outlets.push(Outlet {
                 name: format!("{name}.late"),
                 kind: Kind::Alert,
@@ -197,7 +202,9 @@ fn operator(random: &mut Random, number: u64, text: &mut String, outlets: &mut V
         }
         (Kind::Window, 0..5) => {
             let body = "type = \"alert\"\ncondition = '.count > 4'\nfor = \"4s\"\nlabels = { severity = \"page\" }";
-            (body.to_owned(), Kind::Alert, from.is_ordered, vec![])
+            let (name, is_ordered) = (format!("{name}.amended"), from.is_ordered);
+            outlets.push(Outlet { name, kind: Kind::Alert, is_ordered, is_read: false });
+            (body.to_owned(), Kind::Alert, is_ordered, vec![])
         }
         (Kind::Window, _) => {
             ("type = \"filter\"\ncondition = '.total > 5'".to_owned(), Kind::Window, from.is_ordered, vec![])
