@@ -185,7 +185,7 @@ fn operator(random: &mut Random, number: u64, text: &mut String, outlets: &mut V
             // What is told anew, and how often, is defined within a lane.
             let lateness = match random.below(3) {
                 0 => "lateness = \"0s\"",
-                1 if is_alone => "lateness = \"4s\"\nemit = \"update\"",
+                1 if is_alone => "lateness = \"30s\"\nemit = \"update\"",
                 _ => "lateness = \"2s\"",
             };
             let body = format!(
