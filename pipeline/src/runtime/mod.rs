@@ -35,9 +35,9 @@ use self::wiring::Wiring;
 use crate::checkpoint::{Checkpoints, Decided, LanePosition};
 use crate::decider::{Decider, DeciderContext, DeciderError};
 use crate::fault::{self, Defect};
-use crate::graph::{Graph, StageTask, Tasks};
+use crate::graph::{Graph, StageTask, Tasks, Work};
 use crate::health::Health;
-use crate::inquiry::Inquiries;
+use crate::inquiry::{Inquiries, Inquiry};
 use crate::ledger::{Account, Audit, Ledger};
 use crate::metrics::Metrics;
 use crate::poison::{Guard, Held, Panicked};
@@ -246,7 +246,8 @@ pub struct Ready<'a> {
     coordinator: Coordinator,
     lock: Option<Lock>,
     sources: Vec<OpenSource>,
-    stages: Vec<StageTask>,
+    /// Each with the questions to its operators, which wait from now on until it runs.
+    stages: Vec<(StageTask, mpsc::Receiver<Inquiry>)>,
     sinks: Vec<OpenSink>,
     wiring: Wiring,
 }
@@ -341,7 +342,20 @@ pub async fn open<'a>(
         epoch_before: before.epoch,
         decider,
     };
+    let inquiries = &settings.status.inquiries;
+    let stages = stages.into_iter().map(|stage| (inquiries.open(operators(&stage)), stage));
+    let stages = stages.map(|(asked, stage)| (stage, asked)).collect();
+    // Whoever is told that it is open finds it so.
+    settings.status.is_ready.store(true, Ordering::Relaxed);
     Ok(Ready { runner, coordinator, lock, sources, stages, sinks, wiring })
+}
+
+/// The operators of a stage, each with what it answers about.
+fn operators(stage: &StageTask) -> impl Iterator<Item = (Arc<str>, Option<&'static str>)> {
+    stage.chain.nodes.iter().map(|node| match &node.work {
+        Work::Operator(operator) => (Arc::clone(&node.name), operator.subject()),
+        _ => (Arc::clone(&node.name), None),
+    })
 }
 
 /// The sink that decides about epochs, if there is one.
@@ -439,7 +453,6 @@ impl Ready<'_> {
         let Self { mut runner, mut coordinator, lock, sources, stages, sinks, wiring } = self;
         coordinator.levels = runner.start(sources, stages, sinks, wiring);
         let status = Arc::clone(&runner.settings.status);
-        status.is_ready.store(true, Ordering::Relaxed);
         let outcome = coordinator.run(&mut runner).await;
         status.is_ready.store(false, Ordering::Relaxed);
         runner.set.shutdown().await;

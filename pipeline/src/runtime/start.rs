@@ -22,7 +22,8 @@ use super::wiring::Wiring;
 use super::{Deciding, Done, Failure, Report, RunError, Settings};
 use crate::checkpoint::{Buffer, Checkpoints, LanePosition, Restored};
 use crate::codec::Codec;
-use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull, Work};
+use crate::graph::{Intake, JournalOptions, SinkTask, SourceTask, StageTask, TaskId, WhenFull};
+use crate::inquiry::Inquiry;
 use crate::sink::{Answer, Connected, Deliveries, Inputs, Queued, Rejected, Sink, SinkContext, SinkInput, Till};
 use crate::source::{Positions, Source, SourceContext};
 use crate::store::log::{Log, SEGMENT_BYTES};
@@ -414,7 +415,7 @@ impl Runner<'_> {
     pub fn start(
         &mut self,
         sources: Vec<OpenSource>,
-        stages: Vec<StageTask>,
+        stages: Vec<(StageTask, mpsc::Receiver<Inquiry>)>,
         sinks: Vec<OpenSink>,
         wiring: Wiring,
     ) -> Vec<Level> {
@@ -435,16 +436,11 @@ impl Runner<'_> {
                 self.set.spawn(relay.run());
             }
         }
-        for (index, stage) in stages.into_iter().enumerate() {
+        for (index, (stage, inquiries)) in stages.into_iter().enumerate() {
             // A stage that nothing feeds would wait for ever; a checked configuration has none.
             if let Some(inbox) = wiring.inbox(TaskId::Stage(index)) {
                 let outlets = wiring.outlets(TaskId::Stage(index));
                 let metrics = self.settings.metrics.clone();
-                let operators = stage.chain.nodes.iter().map(|node| match &node.work {
-                    Work::Operator(operator) => (Arc::clone(&node.name), operator.subject()),
-                    _ => (Arc::clone(&node.name), None),
-                });
-                let inquiries = self.settings.status.inquiries.open(operators);
                 let deadlines = Arc::clone(&self.deadlines);
                 let tell = move |deadline| deadlines.tell(index, deadline);
                 let reports = self.reports.clone();
