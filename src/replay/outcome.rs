@@ -244,7 +244,9 @@ impl Collector {
     /// All that was taken, in order of time. Which of several rules was first within a second does not show: that may depend on
     /// how blocks were cut.
     pub fn finish(mut self) -> Outcome {
-        self.transitions.sort_by(|one, other| (one.time, &one.rule).cmp(&(other.time, &other.rule)));
+        // What came late shows after what was decided.
+        let amended = |told: &Transition| (told.state == AlertState::Amended).then(|| told.fingerprint.clone());
+        self.transitions.sort_by_cached_key(|told| (told.time, Arc::clone(&told.rule), amended(told)));
         self.sent.sort_by(|one, other| {
             (one.time, &one.receiver, &one.from).cmp(&(other.time, &other.receiver, &other.from))
         });

@@ -148,6 +148,8 @@ struct Amended<'a> {
     /// Whether the condition held then, as was decided, and as is known now.
     was: bool,
     is: bool,
+    /// What says so, of all that say something of that time.
+    by: i64,
 }
 
 impl Alerts {
@@ -257,7 +259,8 @@ impl Alerts {
         if is_keyed && is_outdated {
             if known.is_none() {
                 self.insert(&key, is_keyed)?;
-                self.entries.get_mut(&key).expect("just put in").course.remember(time);
+                let now = if self.now == Timestamp::MAX { time } else { self.now };
+                self.entries.get_mut(&key).expect("just put in").course.remember(time.max(now));
                 self.touch(&key);
             }
             self.correct(&key, &seen);
@@ -319,10 +322,7 @@ impl Alerts {
     /// A value of a time that was decided already: where it is a correction that decides otherwise, that is told.
     fn correct(&mut self, key: &Arc<str>, seen: &Seen<'_>) {
         let value = seen.batch.value(seen.row);
-        let update = value.as_object().and_then(|fields| fields.get("update"));
-        if !matches!(update, Some(Value::Integer(1..))) {
-            return;
-        }
+        let Some(by) = update_of(&value) else { return };
         let (time, is) = (seen.batch.time(seen.row), seen.level.is_some());
         let entry = self.entries.get_mut(key).expect("asked for by its owner");
         let oldest = entry.decided.front().map_or(i64::MAX, |(oldest, _)| *oldest);
@@ -335,11 +335,12 @@ impl Alerts {
         if was != is {
             let whole = entry.course.whole().clone();
             let state = match whole.phase {
+                _ if whole.episode == 0 => None,
                 Phase::Firing | Phase::Inactive if whole.started == time => Some("firing"),
                 Phase::Inactive if whole.heard == time => Some("resolved"),
                 _ => None,
             };
-            self.amend(&Amended { whole: &whole, state, time, was, is }, seen);
+            self.amend(&Amended { whole: &whole, state, time, was, is, by }, seen);
         }
     }
 
@@ -352,19 +353,19 @@ impl Alerts {
         let end = time.saturating_add(patience).saturating_add(self.rule.times.keep_firing_for);
         if is_resolved && (whole.since..ended).contains(&time) && end > ended {
             let whole = whole.clone();
-            self.amend(&Amended { whole: &whole, state: Some("resolved"), time: ended, was: false, is: true }, seen);
+            let (state, by) = (Some("resolved"), time.0);
+            self.amend(&Amended { whole: &whole, state, time: ended, was: false, is: true, by }, seen);
         }
     }
 
     /// Makes the record of an amendment.
     fn amend(&mut self, amended: &Amended<'_>, seen: &Seen<'_>) {
         let rule = Arc::clone(&self.rule);
-        let Amended { whole, state, time, was, is } = *amended;
+        let Amended { whole, state, time, was, is, by } = *amended;
         let context = rule.context(seen.batch, seen.row, &seen.names, seen.level.unwrap_or(0));
         let mut labels = rule.labels(&seen.names, &context, &mut self.errors);
         let fingerprint = fingerprint(&rule.name, &labels);
         let amends = state.map(|state| identity(&rule.name, &fingerprint, whole, state));
-        let by = seen.batch.time(seen.row).0;
         let id = identity(&rule.name, &fingerprint, whole, &format!("amended {} {is} {by}", time.0));
         if let Some(severity) = seen.level.and_then(|level| rule.severity(level)) {
             labels.insert(rule.level_label.clone(), severity.to_owned());
@@ -630,7 +631,16 @@ struct Full;
 /// Whether what tells a window anew says that a later window of the same key has decided already.
 fn is_superseded(batch: &Batch, row: u32) -> bool {
     let value = batch.value(row);
-    value.as_object().and_then(|fields| fields.get("superseded")) == Some(&Value::Boolean(true))
+    let is_superseded = value.as_object().and_then(|fields| fields.get("superseded")) == Some(&Value::Boolean(true));
+    is_superseded && update_of(&value).is_some()
+}
+
+/// The how manieth time it is that a window is told anew, if that is what a record does.
+fn update_of(value: &Value) -> Option<i64> {
+    match value.as_object()?.get("update")? {
+        Value::Integer(update @ 1..) => Some(*update),
+        _ => None,
+    }
 }
 
 impl Operator for Alerts {

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration as Span;
 
@@ -583,6 +584,7 @@ fn an_update_that_later_windows_have_overtaken_makes_nothing_fire() {
         update(1, 20, 1, true),
         update(1, 21, 2, true),
         update(1, 4, 3, true),
+        update(1, 22, 4, true),
         // Nothing has decided since.
         update(2, 30, 1, false),
         value(3, 1, None),
@@ -597,8 +599,11 @@ fn an_update_that_later_windows_have_overtaken_makes_nothing_fire() {
     let text = |record: &serde_json::Value| {
         let time = if record["state"] == "firing" { "starts_at" } else { "ends_at" };
         let time = if record["state"] == "amended" { "time" } else { time };
-        format!("{} {} {}\n", record["state"], record[time], record["is"])
+        let amends = if record["amends"].is_null() { "" } else { " of what was told" };
+        format!("{} {} {}{amends}\n", record["state"], record[time], record["is"])
     };
+    let ids: BTreeSet<_> = records(&output, 1).iter().map(|record| record["id"].to_string()).collect();
+    assert_eq!(ids.len(), records(&output, 1).len(), "each is one by itself");
     let told = [0, 1].map(|port| records(&output, port).iter().map(text).collect::<String>());
     expect![[r#"
         "firing" "2026-11-20T12:02:00Z" null
@@ -607,9 +612,20 @@ fn an_update_that_later_windows_have_overtaken_makes_nothing_fire() {
         "resolved" "2026-11-20T12:05:00Z" null
         "amended" "2026-11-20T12:01:00Z" true
         "amended" "2026-11-20T12:01:00Z" false
-        "amended" "2026-11-20T12:05:00Z" true
+        "amended" "2026-11-20T12:01:00Z" true
+        "amended" "2026-11-20T12:05:00Z" true of what was told
     "#]]
     .assert_eq(&told.concat());
+}
+
+#[test]
+fn only_what_is_told_anew_can_be_superseded() {
+    let mut operator = build("condition = '.errors > 10'");
+    let mut output = Output::default();
+    let mut record = value(1, 20, None);
+    record["superseded"] = true.into();
+    operator.on_input(0, Input::Batch(window_batch(&[record])), &mut output);
+    assert_eq!(records(&output, 0)[0]["state"], "firing");
 }
 
 #[test]

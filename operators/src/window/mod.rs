@@ -39,6 +39,8 @@ use crate::fields::of_expression;
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(3650 * 86_400);
 /// The most panes a hopping window may have.
 const PANES: u128 = 100_000;
+/// The most it may have where a late record tells anew all the windows that it is in.
+const UPDATED_PANES: u128 = 100;
 
 /// Computes aggregates of the records of each stretch of event time, by key. When a window closes it becomes one record for each
 /// key: `{"window_start": "2026-11-20T12:00:00Z", "window_end": "…", <keys>, <aggregates>}`, in order of window end, then
@@ -217,6 +219,11 @@ impl Config {
                 );
             } else if panes > PANES {
                 problems.push(Problem::new("hopping.every", format!("more than {PANES} windows would overlap")));
+            } else if panes > UPDATED_PANES && self.emit == Emit::Update {
+                problems.push(
+                    Problem::new("hopping.every", format!("each late record would tell {panes} windows anew"))
+                        .help(format!("with `emit = \"update\"` at most {UPDATED_PANES} may overlap")),
+                );
             }
         }
         problems

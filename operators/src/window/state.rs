@@ -77,6 +77,17 @@ impl Window {
     /// Adds what was folded of a batch. `watermark` is that of its lane just before the batch.
     fn add(&mut self, partial: Partial, lane: &Lane, watermark: Timestamp, output: &mut Output) {
         let Partial { places, table, records, mut late, mut too_long, expression_errors, rows } = partial;
+        // Which keys there is room for must not depend on what else is in the batch.
+        if let Some((batch, _)) = &rows
+            && self.plan.updates
+            && batch.len() > 1
+            && self.keys + self.updates.len() + batch.len() > self.max_keys
+        {
+            for row in batch.rows() {
+                self.add(self.plan.fold(batch.select(vec![row])), lane, watermark, output);
+            }
+            return;
+        }
         output.expression_errors += expression_errors;
         // A window is closed for a record by the watermark of its lane or by having been emitted (the merged watermark may be ahead of
         // that of a lane which was idle). What both of them close is closed for all records of the batch; what the batch's own
@@ -89,6 +100,7 @@ impl Window {
         let fates: Vec<_> = places.iter().map(|place| self.fate(*place, closed, watermark)).collect();
         let touched: BTreeSet<_> = fates.iter().filter_map(Fate::place).collect();
         let before = self.bytes_of(&touched);
+        let (held, held_bytes) = (self.updates.len(), self.updates.bytes());
         let (mut aggregated, mut refused) = (0, 0);
         for (row, count) in records.iter().enumerate() {
             let key = table.key(row);
@@ -102,7 +114,7 @@ impl Window {
                 Fate::Ended => continue,
             };
             let pane = self.panes.entry(place).or_insert_with(|| Table::new(&self.plan.aggregates, &self.plan.hasher));
-            let has_room = self.keys < self.max_keys && self.bytes < self.max_bytes;
+            let has_room = self.keys + held < self.max_keys && self.bytes + held_bytes < self.max_bytes;
             let keys_before = pane.len();
             match pane.row(&key[PLACE_BYTES..], table.group(row), || has_room) {
                 Some(pane_row) => {
@@ -170,17 +182,23 @@ impl Window {
 
     /// Lets late records that count each by itself wait for their turn; gives how many there is no room for.
     fn hold(&mut self, lane: &Arc<str>, each: Each) -> usize {
-        let Each { table, records, .. } = each;
-        let (table, mut full) = (Arc::new(table), 0);
-        let bytes = table.bytes() / records.len().max(1);
-        for (row, late) in records.into_iter().enumerate() {
+        let Each { table: found, records, .. } = each;
+        // What is not taken must not be kept either.
+        let mut table = Table::new(&self.plan.aggregates, &self.plan.hasher);
+        let (count, has_bytes) = (records.len(), self.state_bytes() < self.max_bytes);
+        let mut taken = Vec::new();
+        for (row, late) in records.into_iter().enumerate().filter(|_| has_bytes) {
             let pane = self.panes.get(&self.kept(late.place));
-            let is_known = pane.is_some_and(|pane| pane.find(&table.key(row)[PLACE_BYTES..]).is_some());
-            let has_keys = is_known || self.keys + self.updates.len() < self.max_keys;
-            if !has_keys || self.state_bytes() >= self.max_bytes {
-                full += 1;
-                continue;
+            let is_known = pane.is_some_and(|pane| pane.find(&found.key(row)[PLACE_BYTES..]).is_some());
+            let has_keys = is_known || self.keys + self.updates.len() + taken.len() < self.max_keys;
+            if let Some(at) = table.row(found.key(row), found.group(row), || has_keys) {
+                table.merge_row(at, &found, row);
+                taken.push(late);
             }
+        }
+        let (table, full) = (Arc::new(table), count - taken.len());
+        let bytes = table.bytes() / taken.len().max(1);
+        for (row, late) in taken.into_iter().enumerate() {
             self.changed[usize::from(table.group(row))] = true;
             self.updates.hold(lane, late, &table, row, bytes);
         }
@@ -271,28 +289,28 @@ impl Window {
         }
         self.keys += pane.len() - keys_before;
         self.bytes = (self.bytes + pane.bytes()).saturating_sub(bytes_before);
+        // The key in all panes of all its windows.
+        let from = Place { start: place.first_end - self.plan.size, first_end: i64::MIN };
+        let panes = self.panes.range(from..).filter_map(|(place, pane)| Some((*place, pane, pane.find(due.key())?)));
+        let panes: Vec<_> = panes.collect();
+        // The last window that holds something of it and was told.
+        let told = self.plan.told_by(Timestamp(watermark));
+        let latest = panes.iter().rev().find(|(place, ..)| place.first_end <= told);
+        let latest = latest.map_or(i64::MIN, |(place, ..)| told.min(place.start + self.plan.size));
         let last = watermark.min(place.start + self.plan.size);
-        let latest = self.latest(due.key(), watermark);
         let mut end = place.first_end;
         while end <= last {
             let mut table = Table::new(&self.plan.aggregates, &self.plan.hasher);
-            for member in self.members(end) {
-                if let (Some(from), Some(row)) = (member.find(due.key()), table.row(due.key(), group, || true)) {
-                    table.merge_row(row, member, from);
+            let row = table.row(due.key(), group, || true).expect("an empty table has room");
+            for (place, pane, from) in &panes {
+                if (end - self.plan.size..end).contains(&place.start) && place.first_end <= end {
+                    table.merge_row(row, pane, *from);
                 }
             }
             let update = Update { count: self.updates.count(end, due.key()), is_superseded: latest > end };
-            made.push((Timestamp(end), Timestamp(watermark), self.record(&table, 0, end, Some(update))));
+            made.push((Timestamp(end), Timestamp(watermark), self.record(&table, row, end, Some(update))));
             end += self.plan.every;
         }
-    }
-
-    /// The end of the last window that holds something of a key and was told by `watermark`.
-    fn latest(&self, key: &[u8], watermark: i64) -> i64 {
-        let told = self.plan.told_by(Timestamp(watermark));
-        let panes = self.panes.iter().filter(|(place, _)| place.first_end <= told);
-        let ends = panes.filter(|(_, pane)| pane.find(key).is_some());
-        ends.map(|(place, _)| told.min(place.start + self.plan.size)).max().unwrap_or(i64::MIN)
     }
 
     /// What is told of a key in the window that ends at `end`.
@@ -379,6 +397,7 @@ impl Window {
             self.update(&due, &mut Vec::new());
         }
         self.updates = Updates::default();
+        self.changed[usize::from(group)] = true;
         Ok(())
     }
 }
@@ -432,8 +451,8 @@ impl Operator for Window {
     /// The piece of group 0 starts with the end of the last window that closed, as 8 bytes. Then each piece holds, for each
     /// pane with keys of the group: its start and the end of the first window it counts for, 8 bytes each; how many keys; and for each of them its bytes behind
     /// their length and its accumulators in the order of the aggregates' names, each as its type describes.
-    /// Numbers of 8 bytes are written lowest first, lengths and counts as LEB128. Where windows are told anew [`UPDATES`] follows, in 8 bytes, the end
-    /// of the last window that was told, and [`Updates::pieces`].
+    /// Numbers of 8 bytes are written lowest first, lengths and counts as LEB128. Where windows are told anew [`UPDATES`] follows, in 8 bytes, in the piece of
+    /// group 0 the end of the last window that was told, and [`Updates::pieces`].
     fn snapshot(&mut self, full: bool, piece: &mut dyn FnMut(u16, Vec<u8>)) {
         let mut pieces: [Vec<u8>; KEY_GROUPS as usize] = [const { Vec::new() }; KEY_GROUPS as usize];
         let is_wanted = self.changed.map(|changed| full || changed);
@@ -464,7 +483,8 @@ impl Operator for Window {
         }
         for (group, known) in updates.into_iter().filter(|(group, _)| is_wanted[usize::from(*group)]) {
             let out = &mut pieces[usize::from(group)];
-            [UPDATES, self.told].iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+            let told = if group == 0 { self.told } else { i64::MIN };
+            [UPDATES, told].iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
             out.extend_from_slice(&known);
         }
         for (group, bytes) in (0..).zip(pieces) {

@@ -71,7 +71,7 @@ impl Updates {
     /// Lets a record of a lane wait for its turn: a row of a table in which each key stands behind [`PLACE_BYTES`].
     pub fn hold(&mut self, lane: &Arc<str>, late: Late, table: &Arc<Table>, row: usize, bytes: usize) {
         let turn = Turn { watermark: late.watermark, lane: Arc::clone(lane), number: self.next };
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         self.bytes += bytes;
         self.held.insert(turn, Held { place: late.place, table: Arc::clone(table), row, bytes });
     }
@@ -92,7 +92,7 @@ impl Updates {
     pub fn count(&mut self, end: i64, key: &[u8]) -> u64 {
         let keys = self.told.entry(end).or_default();
         if let Some(count) = keys.get_mut(key) {
-            *count += 1;
+            *count = count.saturating_add(1);
             return *count;
         }
         self.bytes += key.len() + COUNT_BYTES;
