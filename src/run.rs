@@ -1,11 +1,12 @@
 //! `tocsin run`: the daemon. Runs one graph after the other, each from the state that the one before left.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tocsin_config::COMMANDS;
 use tocsin_config::Plan;
 use tocsin_config::build::build;
 use tocsin_pipeline::evolution::{Fate, Role, losses};
@@ -163,6 +164,7 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     if data_dir.is_none() && plan.daemon.checkpoint_store.is_none() && !options.once {
         tracing::warn!("no data_dir is configured: positions, windows and alerts do not survive a restart");
     }
+    tell_start(&plan, data_dir.as_deref());
     let notified = tokio::spawn(tell_supervisor(views.clone(), stop.clone()));
     let daemon = Daemon { options, data_dir, threads, clock: Arc::clone(&clock), metrics, health, status, stop };
     let outcome = match plan.daemon.checkpoint_store {
@@ -437,6 +439,20 @@ fn tell_reloading() {
     if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
         tell(&[sd_notify::NotifyState::Reloading, now]);
     }
+}
+
+/// What is started, and where it is asked and keeps its state.
+fn tell_start(plan: &Plan, data_dir: Option<&Path>) {
+    // Nobody has written the source of what people say.
+    let written = plan.sources.iter().filter(|source| source.type_name != COMMANDS).count();
+    let counts = [("source", written), ("operator", plan.operators.len()), ("sink", plan.sinks.len())];
+    let [sources, operators, sinks] = counts.map(|(what, count)| match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    });
+    let admin = plan.daemon.admin.map_or(String::new(), |address| format!("; admin address http://{address}"));
+    let state = data_dir.map_or(String::new(), |folder| format!("; state in {}", folder.display()));
+    tracing::info!("starting {sources}, {operators}, {sinks}{admin}{state}");
 }
 
 fn tell_ready() {

@@ -95,6 +95,24 @@ fn every_record_is_told_with_where_it_ended() {
 }
 
 #[test]
+fn what_is_started_and_finds_nothing_to_read_says_so() {
+    let folder = prepare(0);
+    fs::remove_file(folder.path().join("in/a.log")).unwrap();
+    let output = run(folder.path(), ONCE, None);
+    assert!(output.status.success());
+    let log = String::from_utf8_lossy(&output.stderr);
+    let told: Vec<_> = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).collect();
+    let told: Vec<_> = told.iter().filter_map(|line| line["message"].as_str()).take(2).collect();
+    assert_eq!(
+        told,
+        [
+            "starting 1 source, 1 operator, 2 sinks; state in state",
+            "no file is called in/*.log; it has nothing to read",
+        ]
+    );
+}
+
+#[test]
 fn records_that_are_dropped_without_being_counted_are_missed() {
     let folder = prepare(5000);
     let output = run(folder.path(), ONCE, Some("uncounted_drop"));

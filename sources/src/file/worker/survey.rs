@@ -48,6 +48,11 @@ impl Worker {
         }
         if self.is_first_look {
             self.is_first_look = false;
+            if there.is_empty() {
+                let paths = self.options.paths.join(", ");
+                let then = if self.once { "it has nothing to read" } else { "it waits for one" };
+                tracing::warn!(source = %self.context.name, "no file is called {paths}; {then}");
+            }
             if self.once {
                 self.tell_expected(&there);
             }
