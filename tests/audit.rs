@@ -98,7 +98,7 @@ fn every_record_is_told_with_where_it_ended() {
 fn what_is_started_and_finds_nothing_to_read_says_so() {
     let folder = prepare(0);
     fs::remove_file(folder.path().join("in/a.log")).unwrap();
-    let output = run(folder.path(), ONCE, None);
+    let output = tocsin(ONCE).env("TOCSIN_LOG", "info").current_dir(folder.path()).output().unwrap();
     assert!(output.status.success());
     let log = String::from_utf8_lossy(&output.stderr);
     let told: Vec<_> = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).collect();
