@@ -357,7 +357,7 @@ mod tests {
         .assert_eq(&script::problems::<Config>("program = '.a = 1'\nprogram_file = 'b.vrl'"));
         // Here stands what the configuration has read from the file.
         expect![[r#"
-            program_file: line 2, column 2 of the file: syntax error: unexpected syntax token: "InvalidToken": expected one of: ";", "\n", "|", "=", "|=", ",", "+", "*", "-", "/", "<", "<=", ">", ">=", "==", "!=", "|", "&&", "||", "??"
+            program_file: line 2, column 2 of the file: `é` cannot stand here
             program_file: line 2, column 14 of the file: call to undefined function: did you mean "for_each"?
         "#]]
             .assert_eq(&script::problems::<Config>("program_file = \"\"\".a = 1\n.é = 1; .b = no_such()\n\"\"\""));

@@ -218,7 +218,7 @@ mod tests {
         .assert_eq(&script::problems::<Config>("routes = {}"));
         expect![[r#"
             routes.a b: "a b" cannot be named among inputs (use letters, digits, `_` and `-`)
-            routes.c[5..5]: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            routes.c[5..5]: it ends where something is still to come
             routes.other: `other` is the name of an output that is there anyway (give the route another name)
             routes.rejected: `rejected` is the name of an output that is there anyway (give the route another name)
             routes.rejected[0..1]: a condition has to be true or false, and this is always integer (compare it with something, as in `.status >= 500`)

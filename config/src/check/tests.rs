@@ -308,7 +308,7 @@ inputs = ["branches"]
             28 | condition = '.a == "${SERVER}" && .b == "${HOME:-x}" && .c == missing'
                |                                                               ^^^^^^^
 
-            a.toml:33:57: error: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            a.toml:33:57: error: it ends where something is still to come
             33 | routes = { slow = ".latency > 1", "odd.name" = "wrong ==" }
                |                                                         ^
 
@@ -977,7 +977,7 @@ notifications = [{ receiver = "errors", at = "x" }]
             a.toml:34:38: error: "burning" is not one of the values it can have
             34 | alerts = [{ rule = "access", state = "burning" }]
                |                                      ^^^^^^^^^
-            help: it is one of `pending`, `firing` and `resolved`
+            help: it is one of `pending`, `firing`, `resolved` and `amended`
 
             12 problems
         "#]],

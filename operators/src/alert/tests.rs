@@ -172,8 +172,8 @@ fn when_all_alerts_are_active_further_keys_are_dropped_and_those_over_make_room(
 #[test]
 fn problems_are_told_where_they_are() {
     expect![[r#"
-        condition[5..5]: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
-        group_by[1][8..8]: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "reserved identifier", "path literal", "if", "else", "null", "true", "false", "abort", "return", "break", "\n", "!", "[", "{", "(", ")"
+        condition[5..5]: it ends where something is still to come
+        group_by[1][8..8]: it ends where something is still to come
         labels.1x: "1x" is not a name of a label (write letters, digits and `_`, not beginning with a digit)
         labels.y[3..4]: unexpected end of input, expected end of variable block
         annotations.z[7..14]: filter nothing is unknown
@@ -697,7 +697,7 @@ fn alerts_of_the_first_version_of_the_state_go_on() {
 #[test]
 fn problems_of_levels_are_told() {
     expect![[r#"
-        levels[0].condition[4..4]: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+        levels[0].condition[4..4]: it ends where something is still to come
         levels[1].severity: there is a level "low" already (combine their conditions with `||`)
         levels[2].severity: a severity has a name
         labels.severity: the label `severity` says which of the `levels` it is (give it another name, or set `level_label`)

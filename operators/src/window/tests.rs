@@ -625,13 +625,13 @@ fn every_problem_is_told_where_it_is() {
         expect![[r#"
             tumbling: must be longer than nothing and at most ten years
             lateness: must be at most ten years
-            group_by.4[4..4]: syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            group_by.4[4..4]: it ends where something is still to come
             aggregates.a[0..3]: there is no aggregate function `avg` (did you mean `mean`?)
             aggregates.b[0..6]: there is no aggregate function `median` (write one of count, sum, mean, min, max, quantile, distinct, first, last, rate, such as `mean(.latency_ms)`)
             aggregates.c[2..13]: `sum` takes one expression (write `sum(.latency_ms)`)
             aggregates.d[13..15]: must be a number from 0 to 1 (the 99th percentile is `0.99`)
             aggregates.e[0..2]: must be a call of an aggregate function (write one of count, sum, mean, min, max, quantile, distinct, first, last, rate, such as `mean(.latency_ms)`)
-            aggregates.f[10..11]: syntax error: unexpected syntax token: "RParen": expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+            aggregates.f[10..11]: `)` cannot stand here
             aggregates.g[5..9]: call to undefined variable: did you mean "null"?
             aggregates.h[0..20]: must be one call (write one of count, sum, mean, min, max, quantile, distinct, first, last, rate, such as `mean(.latency_ms)`)
             aggregates.i[4..13]: arguments of aggregate functions have no names

@@ -99,7 +99,11 @@ fn conditions_mean_what_they_mean_in_vrl() {
 fn problems_are_told_at_their_place() {
     let problems = |source: &str| -> String {
         let problems = Condition::check(source);
-        problems.iter().map(|problem| format!("{:?} {}\n", &source[problem.within.clone()], problem.message)).collect()
+        let told = problems.iter().map(|problem| {
+            let help = problem.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
+            format!("{:?} {}{help}\n", &source[problem.within.clone()], problem.message)
+        });
+        told.collect()
     };
     assert_eq!(problems(".status >= 500"), "");
     assert_eq!(problems("now() > .a"), "");
@@ -108,15 +112,15 @@ fn problems_are_told_at_their_place() {
     "#]]
     .assert_eq(&problems("length(.a) > 1 && no_such(.b)"));
     expect![[r#"
-        "1 + 1" a condition has to be true or false, and this is always integer
+        "1 + 1" a condition has to be true or false, and this is always integer (compare it with something, as in `.status >= 500`)
     "#]]
     .assert_eq(&problems("1 + 1"));
     expect![[r#"
-        "" syntax error: unexpected end of program: expected one of: "identifier", "string literal", "raw string literal", "integer literal", "float literal", "regex literal", "timestamp literal", "function call", "path literal", "null", "true", "false", "\n", "!", "[", "{", "("
+        "" it ends where something is still to come
     "#]]
     .assert_eq(&problems(".a =="));
     expect![[r#"
-        ".a =" mutation of read-only value
+        ".a =" mutation of read-only value (`=` changes the record; `==` compares)
     "#]]
     .assert_eq(&problems(".a = 1"));
     expect![[r#"
@@ -127,6 +131,19 @@ fn problems_are_told_at_their_place() {
         let problems = problems(&format!("{call} == \"x\""));
         assert!(problems.contains("is not available: it "), "{problems}");
     }
+    let others = [".a => 3", ".a =< 3", ".a <> 3", ".a === 3", ".a and .b", "not .a", ".a & .b", ".a && && .b", ".a )"];
+    expect![[r#"
+        "=>" `=>` cannot stand here (`=>` is written `>=`)
+        "=<" `=<` cannot stand here (`=<` is written `<=`)
+        "<>" `<>` cannot stand here (`<>` is written `!=`)
+        "===" `===` cannot stand here (`===` is written `==`)
+        "and" `and` cannot stand here (`and` is written `&&`)
+        "." `.` cannot stand here (`not` is written `!`)
+        "&" `&` cannot stand here (`&` is written `&&`)
+        "&&" `&&` cannot stand here
+        ")" `)` cannot stand here
+    "#]]
+    .assert_eq(&others.map(&problems).concat());
     assert!(problems("parse_groks!(.a, [\"%{x}\"], alias_sources: [\"/etc/passwd\"]) == {}").contains("reads files"));
 }
 

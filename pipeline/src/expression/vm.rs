@@ -1,6 +1,7 @@
 //! Expressions run by VRL itself.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
@@ -203,7 +204,7 @@ fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
     }
     let (compiled, Noticed { is_impure, deletes }) =
         notice(|| compile_with_external(source, &FUNCTIONS, &ExternalEnv::default(), config));
-    let program = compiled.map_err(|list| diagnostics(&list))?.program;
+    let program = compiled.map_err(|list| diagnostics(&list, source))?.program;
     let info = program.info();
     let reads_metadata =
         info.target_queries.iter().chain(&info.target_assignments).any(|path| path.prefix == PathPrefix::Metadata);
@@ -211,7 +212,47 @@ fn compile(source: &str, is_read_only: bool) -> Result<Vm, Vec<Diagnostic>> {
     Ok(Vm { program, source, reads: Vec::new(), reads_all: false, reads_metadata, is_impure, deletes: deletes.into() })
 }
 
-fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {
+/// What others write, and what it is here.
+const OTHERWISE: [(&str, &str); 9] = [
+    ("=>", ">="),
+    ("=<", "<="),
+    ("<>", "!="),
+    ("===", "=="),
+    ("and", "&&"),
+    ("or", "||"),
+    ("not", "!"),
+    ("&", "&&"),
+    ("is", "=="),
+];
+
+/// A problem of syntax in fewer words than the parser's, which lists all that might stand there; and what may be meant.
+fn syntax(message: &str, within: &Range<usize>, source: &str) -> Option<(String, Option<String>)> {
+    if message == "mutation of read-only value" {
+        return Some((message.to_owned(), Some("`=` changes the record; `==` compares".to_owned())));
+    }
+    let problem = message.strip_prefix("syntax error: ")?;
+    if problem.starts_with("unexpected end of program") {
+        return Some(("it ends where something is still to come".to_owned(), None));
+    }
+    problem.strip_prefix("unexpected syntax token: ")?;
+    let found = source.get(within.clone()).filter(|found| !found.trim().is_empty())?;
+    // A sign may be told by a part of it.
+    let is_sign = |sign: char| "=<>!&|".contains(sign);
+    let (before, behind) = (source.get(..within.start)?, source.get(within.end..)?);
+    let found = if found.starts_with(is_sign) {
+        let from = before.trim_end_matches(is_sign).len();
+        let to = source.len() - behind.trim_start_matches(is_sign).len();
+        source.get(from..to)?
+    } else {
+        found
+    };
+    let word = before.trim_end().rsplit(|letter: char| !letter.is_alphanumeric()).next();
+    let meant = OTHERWISE.iter().find(|(other, _)| *other == found || word == Some(*other));
+    let help = meant.map(|(other, here)| format!("`{other}` is written `{here}`"));
+    Some((format!("`{found}` cannot stand here"), help))
+}
+
+fn diagnostics(list: &DiagnosticList, source: &str) -> Vec<Diagnostic> {
     list.iter()
         .filter(|diagnostic| diagnostic.is_problem())
         .map(|diagnostic| {
@@ -234,7 +275,10 @@ fn diagnostics(list: &DiagnosticList) -> Vec<Diagnostic> {
                 Note::Hint(hint) => Some(hint.clone()),
                 _ => None,
             });
-            Diagnostic { within, message, help }
+            match syntax(&message, &within, source) {
+                Some((message, meant)) => Diagnostic { within, message, help: meant.or(help) },
+                None => Diagnostic { within, message, help },
+            }
         })
         .collect()
 }
