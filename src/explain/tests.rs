@@ -93,7 +93,18 @@ fn standing(plan: &Plan, story: &str, scenario: &Scenario) -> Standing {
     }
     let components = simulation.accounts().map(|(name, account)| (name.to_string(), account)).collect();
     let ledger = Ledger { components, ..Ledger::default() };
-    let mut standing = of_simulation(plan, &simulation, ledger, "the test".to_owned(), scenario.key);
+    let of =
+        |simulation: &Simulation| of_simulation(plan, simulation, ledger.clone(), "the test".to_owned(), scenario.key);
+    let mut standing = of(&simulation);
+    // A checkpoint tells the same as the pipeline that it was taken of.
+    let mut restored = Simulation::new(build(plan), Timestamp(0));
+    restored.restore(&simulation.snapshot()).unwrap();
+    let restored = of(&restored);
+    for (name, view) in &standing.views {
+        for part in ["alerts", "told", "notifications", "silences", "open"] {
+            assert_eq!(view[part], restored.views[name][part], "{part} of {name}");
+        }
+    }
     if let Some((outcome, why)) = scenario.delivery {
         let notifications = standing.views["oncall"]["notifications"].as_array().unwrap();
         let id = notifications.last().map_or(Json::Null, |told| told["id"].clone());

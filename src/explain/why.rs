@@ -300,8 +300,12 @@ impl Inquiry<'_> {
             self.fact(format!("notify {name}: knows nothing of it"));
             return Vec::new();
         };
+        let verdicts = known["receivers"].as_array().cloned().unwrap_or_default();
+        if verdicts.is_empty() {
+            self.fact(format!("notify {name}: knows it, and no group of it has it"));
+        }
         let mut causes = Vec::new();
-        for verdict in known["receivers"].as_array().into_iter().flatten() {
+        for verdict in &verdicts {
             let (cause, told) = of_verdict(verdict);
             let receiver = verdict["receiver"].as_str().unwrap_or("?").to_owned();
             self.fact(format!("notify {name}, receiver {receiver}: {told}"));

@@ -208,10 +208,12 @@ impl Operator for Notify {
             |error: &dyn std::fmt::Display| StateError(format!("notifications of key group {group}: {error}"));
         let piece: Piece = serde_json::from_slice(piece).map_err(|error| unreadable(&error))?;
         let notifier = &mut self.notifier;
-        notifier.alerts.extend(piece.alerts);
+        for (fingerprint, alert) in piece.alerts {
+            notifier.restore_alert(fingerprint, alert);
+        }
         for (key, mut group) in piece.groups {
             group.key_group = key_of(&key);
-            notifier.groups.insert(key, group);
+            notifier.restore_group(key, group);
         }
         notifier.spent.extend(piece.receivers);
         notifier.history.extend(piece.history.into_iter().map(|(time, id, brief)| ((Timestamp(time), id), brief)));

@@ -744,6 +744,20 @@ impl Notifier {
         keys.filter(|key| self.groups.contains_key(*key)).map(str::to_owned).collect()
     }
 
+    /// Takes an alert back. Whoever looks at a checkpoint asks what it keeps quiet before anything is put into order.
+    pub(super) fn restore_alert(&mut self, fingerprint: String, alert: Alert) {
+        self.inhibitor.set(&fingerprint, |name| alert.label(name), alert.is_firing);
+        self.alerts.insert(fingerprint, alert);
+    }
+
+    /// Takes a group back, and what it says of its alerts.
+    pub(super) fn restore_group(&mut self, key: String, group: Group) {
+        for fingerprint in &group.members {
+            self.memberships.entry(fingerprint.clone()).or_default().insert(key.clone());
+        }
+        self.groups.insert(key, group);
+    }
+
     /// Puts what was read back from a checkpoint into order: timers, and alerts whose routes have changed into groups that there
     /// are.
     pub(super) fn settle(&mut self) {
@@ -756,19 +770,13 @@ impl Notifier {
             .collect();
         for key in lost {
             self.groups.remove(&key);
+            self.memberships.values_mut().for_each(|groups| drop(groups.remove(&key)));
             self.mark(&key);
-        }
-        for (key, group) in &self.groups {
-            for fingerprint in &group.members {
-                self.memberships.entry(fingerprint.clone()).or_default().insert(key.clone());
-            }
         }
         let now = self.now;
         let alerts: Vec<_> = self.alerts.iter().map(|(key, alert)| (key.clone(), alert.is_firing)).collect();
         for (fingerprint, is_firing) in alerts {
             self.time_alert(&fingerprint);
-            let alert = &self.alerts[&fingerprint];
-            self.inhibitor.set(&fingerprint, |name| alert.label(name), is_firing);
             match is_firing {
                 true => self.join(&fingerprint, None, now),
                 false => self.forget_if_over(&fingerprint),
