@@ -138,7 +138,8 @@ pub struct ConfigurationArguments {
 
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArguments {
-    /// Configuration files, and folders of them; then a rule; then one of its keys: a value, or `name=value`.
+    /// Configuration files, and folders of them; then a rule; then one of its keys: the value of a label, `name=value`, or a
+    /// fingerprint.
     #[arg(required = true, value_name = "FILES [RULE [KEY]]")]
     pub words: Vec<String>,
     /// Override an option: `--set daemon.admin=127.0.0.1:9990`.

@@ -5,6 +5,7 @@ mod dedupe;
 mod fields;
 mod filter;
 mod key;
+mod named;
 mod notify;
 mod remap;
 mod repartition;
@@ -15,6 +16,7 @@ mod script;
 mod throttle;
 mod window;
 
+pub use named::is_named;
 use tocsin_config::component::OperatorType;
 
 /// Every operator that a configuration can name.

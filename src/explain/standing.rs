@@ -35,9 +35,9 @@ pub struct Standing {
     pub source: String,
 }
 
-/// What operators are asked: all they know, or what they know of a key, of which they look at the value.
+/// What operators are asked: all they know, or what they know of a key.
 fn question(key: Option<&str>) -> Json {
-    json!({ "key": key.map(|key| key.split_once('=').map_or(key, |(_, value)| value)) })
+    json!({ "key": key })
 }
 
 /// How the pipelines of this process stand.

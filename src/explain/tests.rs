@@ -227,8 +227,8 @@ fn the_condition_is_false_for_this_key() {
         Scenario { key: Some("host=b"), ..PLAIN },
         story,
         expect![[r#"
-            too_many for host=b: condition false
-              because the condition was true of no record of this key, or has ceased to be while it was pending
+            too_many for host=b: unknown key
+              because no alert with the key host=b is known: the condition was true of no record of it, or no record has it; known are: host=a severity=warning
 
               source app: 4 records read, 0 not readable
               filter errors: 4 records came, 3 went on (1 filtered)
@@ -238,6 +238,103 @@ fn the_condition_is_false_for_this_key() {
             (as of the test)
         "#]],
     );
+}
+
+/// Two alerts of the rule.
+const TWO_FIRE: &str = "
+    00:10 ERROR a
+    00:20 ERROR a
+    00:30 ERROR b
+    00:40 ERROR b
+    01:30 INFO a
+    02:00";
+
+#[test]
+fn an_alert_is_meant_by_what_it_is_told_with() {
+    let plan = plan(&PLAIN);
+    let fingerprint = "b795e3cbb590e136";
+    let cause = |key: &'static str| {
+        let scenario = Scenario { key: Some(key), ..PLAIN };
+        why(&plan, &standing(&plan, FIRING, &scenario), "too_many", Some(key), None).unwrap().cause
+    };
+    for key in ["a", "host=a", "warning", "severity=warning", "alertname=too_many", fingerprint] {
+        assert_eq!(cause(key), "notified", "{key}");
+    }
+    for key in ["b", "host=b", "host", "severity=critical", &fingerprint[1..]] {
+        assert_eq!(cause(key), "unknown_key", "{key}");
+    }
+}
+
+#[test]
+fn a_level_is_a_label_too() {
+    let text = CONFIGURATION.replace("condition = \".errors >= 2\"\nlabels = { severity = \"warning\" }\nRULE", LEVELS);
+    let files = [SourceFile { name: "a.toml".to_owned(), text: text.replace("NOTIFY", "") }];
+    let plan = tocsin_config::check(&files, &EmptyEnvironment, &CATALOG, &[]).ok().unwrap();
+    let scenario = Scenario { key: Some("severity=critical"), ..PLAIN };
+    let answer = why(&plan, &standing(&plan, FIRING, &scenario), "too_many", scenario.key, None).unwrap();
+    assert_eq!(answer.cause, "notified", "{}", answer.text());
+}
+
+const LEVELS: &str = r#"levels = [
+    { severity = "warning", condition = ".errors >= 1" },
+    { severity = "critical", condition = ".errors >= 2" },
+]"#;
+
+#[test]
+fn nobody_knows_the_key() {
+    check(
+        Scenario { key: Some("host=nope"), ..PLAIN },
+        TWO_FIRE,
+        expect![[r#"
+        too_many for host=nope: unknown key
+          because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; known are: host=a severity=warning · host=b severity=warning
+
+          source app: 5 records read, 0 not readable
+          filter errors: 5 records came, 4 went on (1 filtered)
+          window rate: 4 records came, 2 went on (4 aggregated)
+          rule too_many: 2 records judged
+
+        (as of the test)
+    "#]],
+    );
+    check(
+        Scenario { key: Some("host=nope"), ..PLAIN },
+        "00:10 ERROR a\n01:30 INFO a\n02:00",
+        expect![[r#"
+        too_many for host=nope: unknown key
+          because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; the rule has none at all now
+
+          source app: 2 records read, 0 not readable
+          filter errors: 2 records came, 1 went on (1 filtered)
+          window rate: 1 records came, 1 went on (1 aggregated)
+          rule too_many: 1 records judged
+
+        (as of the test)
+    "#]],
+    );
+}
+
+#[test]
+fn all_that_is_known_of_a_key_is_an_amendment() {
+    let scenario = Scenario { key: Some("host=b"), ..PLAIN };
+    let text = CONFIGURATION.replace("RULE", "").replace("NOTIFY", "");
+    let text = text.replace("tumbling = \"1m\"", "tumbling = \"1m\"\nlateness = \"10m\"\nemit = \"update\"");
+    let files = [SourceFile { name: "a.toml".to_owned(), text }];
+    let plan = tocsin_config::check(&files, &EmptyEnvironment, &CATALOG, &[]).ok().unwrap();
+    let late = r#"{"ts":"1970-01-01T00:00:40Z","level":"ERROR","host":"b"}"#;
+    let story = format!("00:10 ERROR b\n01:10 ERROR b\n02:10 INFO a\n03:00\n03:10 {late}\n03:30");
+    let answer = why(&plan, &standing(&plan, &story, &scenario), "too_many", scenario.key, None).unwrap();
+    expect![[r#"
+        too_many for host=b: amended
+          because all that is known of it is an amendment of 1970-01-01T00:01:00Z: what came late would have changed what was decided then, which is told at `too_many.amended` alone
+
+          source app: 4 records read, 0 not readable
+          filter errors: 4 records came, 3 went on (1 filtered)
+          window rate: 3 records came, 3 went on (3 aggregated)
+          rule too_many: amended: at 1970-01-01T00:01:00Z the condition was false of host=b severity=warning and would be true with what came late, values {"errors":2,"superseded":true,"update":1}
+
+        (as of the test)
+    "#]].assert_eq(&answer.text());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use tocsin_config::Plan;
 use tocsin_config::facts::Audience;
 use tocsin_config::plan::{ComponentId, Edge};
+use tocsin_operators::is_named;
 use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::time::Timestamp;
 
@@ -49,7 +50,7 @@ impl Answer {
 /// The place where the way ends.
 type Cause = (&'static str, String);
 
-/// Looks for the cause. `key` is a value of a label or of a key, or `name=value`; `at`: as it was then.
+/// Looks for the cause. `key` is a value of a label or of a key, `name=value`, or a fingerprint; `at`: as it was then.
 ///
 /// # Errors
 /// When there is no such rule.
@@ -130,20 +131,16 @@ impl Inquiry<'_> {
     /// The alert that is asked for: the first that fires, else the first that is pending.
     fn alert(&self) -> Option<Json> {
         let alerts = self.standing.views.get(self.rule)?["alerts"].as_array()?;
-        let asked = |alert: &&Json| self.is_asked(&alert["labels"]) || self.is_asked(&alert["key"]);
+        let asked = |alert: &&Json| self.is_meant(alert);
         let in_phase = |phase: &str| alerts.iter().filter(asked).find(|alert| alert["phase"] == phase).cloned();
         in_phase("firing").or_else(|| in_phase("pending"))
     }
 
-    fn is_asked(&self, texts: &Json) -> bool {
+    /// Whether the key means an alert or a record of one: by a label that it is told with, by its key, or by its fingerprint.
+    fn is_meant(&self, alert: &Json) -> bool {
         let Some(key) = self.key else { return true };
-        let texts = texts.as_object().into_iter().flatten();
-        let mut texts =
-            texts.map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
-        match key.split_once('=') {
-            Some((name, value)) => texts.any(|(known, text)| known == name && text == value),
-            None => texts.any(|(_, text)| text == key),
-        }
+        let names = [&alert["names"], &alert["labels"], &alert["key"], &json!({ "alertname": self.rule })];
+        alert["fingerprint"] == key || names.iter().any(|names| is_named(key, names))
     }
 
     fn account(&self, component: ComponentId) -> Account {
@@ -219,13 +216,24 @@ impl Inquiry<'_> {
             let values: Vec<_> = records.iter().take(3).map(values).collect();
             self.fact(format!("window {name}: open until {closes_at}, so far {}", values.join(" · ")));
         }
-        if let Some(told) =
-            view["told"].as_array().and_then(|told| told.iter().find(|told| self.is_asked(&told["labels"])))
-            && told["state"] == "resolved"
-        {
+        let told: Vec<_> = view["told"].as_array().into_iter().flatten().filter(|told| self.is_meant(told)).collect();
+        let (amendments, told): (Vec<_>, Vec<_>) = told.into_iter().partition(|told| told["state"] == "amended");
+        if let Some(amendment) = amendments.first() {
+            self.fact(amended(self.rule, amendment));
+        }
+        if let Some(told) = told.first().filter(|told| told["state"] == "resolved") {
             let ended = told["ends_at"].as_str().unwrap_or("?");
             self.fact(format!("rule {}: {} was over at {ended}", self.rule, names(&told["labels"])));
             return ("resolved", format!("it fired until {ended}, and nothing has made it fire since"));
+        }
+        if let (Some(amendment), [], Some(_)) = (amendments.first(), &told[..], self.key) {
+            let time = amendment["time"].as_str().unwrap_or("?");
+            let told = format!(
+                "all that is known of it is an amendment of {time}: what came late would have changed what was decided then, which \
+                 is told at `{}.amended` alone",
+                self.rule
+            );
+            return ("amended", told);
         }
         let account = self.account(rule);
         self.fact(format!("rule {}: {} records judged", self.rule, account.received));
@@ -237,6 +245,11 @@ impl Inquiry<'_> {
         }
         if account.received == 0 {
             return ("nothing_to_judge", "no record has come to the rule".to_owned());
+        }
+        let entries = view["alerts"].as_array();
+        let is_known = entries.is_some_and(|alerts| alerts.iter().any(|alert| self.is_meant(alert)));
+        if let Some(key) = self.key.filter(|_| !is_known && told.is_empty() && self.open_window(rule).is_none()) {
+            return ("unknown_key", unknown(key, &view));
         }
         let of_key = if self.key.is_some() { " of this key" } else { "" };
         (
@@ -251,7 +264,9 @@ impl Inquiry<'_> {
             let name = self.plan.name(edge.from.component).to_string();
             let open = self.standing.views.get(&name)?["open"].as_array()?;
             let window = open.iter().find(|window| {
-                window["records"].as_array().is_some_and(|records| records.iter().any(|record| self.is_asked(record)))
+                window["records"].as_array().is_some_and(|records| {
+                    records.iter().any(|record| self.key.is_none_or(|key| is_named(key, record)))
+                })
             });
             Some((name, window?.clone()))
         })
@@ -367,7 +382,7 @@ impl Inquiry<'_> {
         let moment = |record: &Json, name: &str| Timestamp::parse_rfc3339(record[name].as_str()?.as_bytes());
         let time_of = |told: &Json| moment(told, if told["state"] == "resolved" { "ends_at" } else { "starts_at" });
         let told: Vec<_> = view["told"].as_array().cloned().unwrap_or_default();
-        let told = told.iter().filter(|told| self.is_asked(&told["labels"]));
+        let told = told.iter().filter(|told| self.is_meant(told));
         let last = told.filter(|told| time_of(told).is_some_and(|time| time <= at)).max_by_key(|told| time_of(told));
         let Some(last) = last.cloned() else {
             let told = format!("of what is still known, nothing was told of it before {at}");
@@ -461,6 +476,30 @@ fn names(texts: &Json) -> String {
         .map(|(name, value)| format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
     if texts.is_empty() { "the alert".to_owned() } else { texts.join(" ") }
+}
+
+/// An amendment in words.
+fn amended(rule: &str, amendment: &Json) -> String {
+    let holds = |name: &str| if amendment[name] == true { "true" } else { "false" };
+    let (time, label) = (amendment["time"].as_str().unwrap_or("?"), names(&amendment["labels"]));
+    format!(
+        "rule {rule}: amended: at {time} the condition was {} of {label} and would be {} with what came late, values {}",
+        holds("was"),
+        holds("is"),
+        amendment["values"]
+    )
+}
+
+/// That nobody knows a key, and which are known.
+fn unknown(key: &str, view: &Json) -> String {
+    let known = view["known"].as_array().into_iter().flatten().map(names).collect::<Vec<_>>();
+    let of_rule = match &known[..] {
+        [] => "the rule has none at all now".to_owned(),
+        known => format!("known are: {}", known.join(" · ")),
+    };
+    format!(
+        "no alert with the key {key} is known: the condition was true of no record of it, or no record has it; {of_rule}"
+    )
 }
 
 /// A window's record in words.

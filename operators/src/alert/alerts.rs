@@ -19,11 +19,14 @@ use super::record::{fingerprint, identity, json_text, object, texts};
 use super::rule::{Alert, Phase};
 use super::series::Series;
 use super::watch::{Rule, Selected};
+use crate::is_named;
 
 /// How much memory the evidence of all alerts of a rule may take. Beyond it, records are counted and not kept.
 const EVIDENCE_MAX: usize = 64 << 20;
 /// Who asks how a rule stands is shown so many alerts and so many transitions.
 const SHOWN_MAX: usize = 1000;
+/// How many it names of all there are.
+const KNOWN_MAX: usize = 10;
 /// How many lanes have a watermark of their own here. With more, timers follow the merged watermark alone.
 const LANES_MAX: usize = 4096;
 /// Of so many values of an alert it is remembered what they decided, so that it is known whether a correction changes it.
@@ -625,6 +628,46 @@ impl Alerts {
     }
 }
 
+/// How it stands, for those who ask.
+impl Alerts {
+    /// What an alert can be called by: its key and the labels that it is told with.
+    fn names(&self, key: &str, entry: &Entry) -> Json {
+        let mut names: Json = serde_json::from_str(key).unwrap_or_default();
+        if let Some(names) = names.as_object_mut() {
+            names.extend(entry.labels.iter().map(|(name, text)| (name.clone(), text.as_str().into())));
+            names.extend(entry.severity.iter().map(|level| (self.rule.level_label.clone(), level.as_str().into())));
+        }
+        names
+    }
+
+    fn alert_view(&self, key: &str, entry: &Entry) -> Json {
+        let whole = entry.course.whole();
+        let is_active = whole.phase != Phase::Inactive;
+        let fires_at = whole.since.saturating_add(self.rule.times.pending_for[0]);
+        as_json!({
+            "key": serde_json::from_str::<Json>(key).unwrap_or_default(),
+            "names": self.names(key, entry),
+            "phase": whole.phase,
+            "fingerprint": fingerprint(&self.rule.name, &entry.labels),
+            "labels": entry.labels,
+            "severity": entry.severity,
+            "flapping": entry.course.flaps(),
+            "episode": whole.episode,
+            "since": is_active.then(|| moment(whole.since)),
+            "fires_at": (whole.phase == Phase::Pending).then(|| moment(fires_at)),
+            "started": (whole.phase == Phase::Firing).then(|| moment(whole.started)),
+            "heard": moment(whole.heard),
+            "ends_at": entry.course.deadline(true, &self.rule.times).filter(|_| is_active).map(moment),
+            "values": serde_json::from_str::<Json>(&entry.values).unwrap_or(Json::Null),
+            "matches": entry.evidence.matches,
+        })
+    }
+}
+
+fn moment(time: Timestamp) -> Json {
+    if time == Timestamp::MIN { Json::Null } else { time.to_string().into() }
+}
+
 /// All alerts that may be known are active.
 struct Full;
 
@@ -738,43 +781,29 @@ impl Operator for Alerts {
         Some("alert")
     }
 
-    /// Those of a `key`, or in a `phase`, where one is asked for.
+    /// Those that a `key` means (see [`is_named`]; the fingerprint too), or in a `phase`, where one is asked for: the active ones first.
+    /// `active` counts them, however many are shown; `known` names some of all there are.
     fn view(&self, question: &Json) -> Json {
         let key = question["key"].as_str();
         let phase = question.get("phase").filter(|phase| !phase.is_null());
-        let is_asked = |texts: &Json| {
-            key.is_none_or(|key| texts.as_object().is_some_and(|texts| texts.values().any(|text| text == key)))
+        let is_meant = |names: &Json, fingerprint: &str| {
+            let rule = as_json!({ "alertname": &*self.rule.name });
+            key.is_none_or(|key| key == fingerprint || is_named(key, names) || is_named(key, &rule))
         };
-        let moment = |time: Timestamp| if time == Timestamp::MIN { Json::Null } else { time.to_string().into() };
-        let alerts = self.entries.iter().filter_map(|(names, entry)| {
-            let names: Json = serde_json::from_str(names).unwrap_or(Json::Null);
-            let whole = entry.course.whole();
-            let is_active = whole.phase != Phase::Inactive;
-            let pending_for = self.rule.times.pending_for[0];
-            let is_shown = is_asked(&names) || is_asked(&as_json!(entry.labels));
-            let is_in_phase = phase.is_none_or(|phase| *phase == as_json!(whole.phase));
-            (is_shown && is_in_phase).then(|| {
-                as_json!({
-                    "key": names,
-                    "phase": whole.phase,
-                    "fingerprint": fingerprint(&self.rule.name, &entry.labels),
-                    "labels": entry.labels,
-                    "severity": entry.severity,
-                    "flapping": entry.course.flaps(),
-                    "episode": whole.episode,
-                    "since": is_active.then(|| moment(whole.since)),
-                    "fires_at": (whole.phase == Phase::Pending).then(|| moment(whole.since.saturating_add(pending_for))),
-                    "started": (whole.phase == Phase::Firing).then(|| moment(whole.started)),
-                    "heard": moment(whole.heard),
-                    "ends_at": entry.course.deadline(true, &self.rule.times).filter(|_| is_active).map(moment),
-                    "values": serde_json::from_str::<Json>(&entry.values).unwrap_or(Json::Null),
-                    "matches": entry.evidence.matches,
-                })
-            })
-        });
+        let is_in_phase = |entry: &Entry| phase.is_none_or(|phase| *phase == as_json!(entry.course.phase()));
+        let is_active = |entry: &Entry| entry.course.phase() != Phase::Inactive;
+        let is_shown = |(names, entry): &(&Arc<str>, &Entry)| {
+            let is_asked = || is_meant(&self.names(names, entry), &fingerprint(&self.rule.name, &entry.labels));
+            is_in_phase(entry) && (key.is_none() || is_asked())
+        };
+        let by_activity = |active: bool| self.entries.iter().filter(move |(_, entry)| is_active(entry) == active);
+        let active: Vec<_> = by_activity(true).filter(is_shown).collect();
+        let idle = by_activity(false).filter(is_shown);
+        let alerts = active.iter().copied().chain(idle).take(SHOWN_MAX);
+        let known = by_activity(true).chain(by_activity(false)).take(KNOWN_MAX);
         let told = self.history.newest().filter_map(|record| {
             let mut record: Json = serde_json::from_str(record).ok()?;
-            if !is_asked(&record["labels"]) {
+            if !is_meant(&record["labels"], record["fingerprint"].as_str().unwrap_or_default()) {
                 return None;
             }
             record.as_object_mut()?.remove("evidence");
@@ -783,7 +812,9 @@ impl Operator for Alerts {
         as_json!({
             "rule": &*self.rule.name,
             "now": moment(self.now),
-            "alerts": alerts.take(SHOWN_MAX).collect::<Vec<_>>(),
+            "alerts": alerts.map(|(key, entry)| self.alert_view(key, entry)).collect::<Vec<_>>(),
+            "active": active.len(),
+            "known": known.map(|(key, entry)| self.names(key, entry)).collect::<Vec<_>>(),
             "told": told.take(SHOWN_MAX).collect::<Vec<_>>(),
         })
     }

@@ -13,6 +13,7 @@ use vrl::value::{KeyString, ObjectMap, Value};
 use super::fold::{ENDED, Each, Known, LATE, Late, PLACE_BYTES, Partial, Place, Plan};
 use super::table::Table;
 use super::updates::{Due, Updates};
+use crate::is_named;
 use crate::key::{self, Damaged, Reader, write_number};
 
 /// Who asks how a window stands is shown so many windows that are open, and so many records of each; of one with more keys than
@@ -350,9 +351,11 @@ impl Window {
                 tocsin_pipeline::json::write_value(&record, &mut text);
                 serde_json::from_slice::<Json>(&text).ok()
             });
-            let is_asked = |record: &Json| {
-                key.is_none_or(|key| self.names.iter().any(|name| is_text(&record[name.as_str()], key)))
+            let names_of = |record: &Json| -> Json {
+                let names = self.names.iter().map(|name| (name.to_string(), record[name.as_str()].clone()));
+                Json::Object(names.collect())
             };
+            let is_asked = |record: &Json| key.is_none_or(|key| is_named(key, &names_of(record)));
             let records: Vec<_> = records.filter(is_asked).take(RECORDS_SHOWN).collect();
             let closes_at = Timestamp(end.saturating_add(self.plan.told_after()));
             windows.push(as_json!({
@@ -564,15 +567,4 @@ impl Fate {
 /// The number of its place, which stands before a key.
 fn number_of(key: &[u8]) -> usize {
     u32::from_le_bytes(key[..PLACE_BYTES].try_into().expect("the length was cut")) as usize
-}
-
-/// Whether a value is written like this.
-fn is_text(value: &Json, text: &str) -> bool {
-    match value {
-        Json::String(value) => value == text,
-        value => {
-            let written = value.to_string();
-            written == text
-        }
-    }
 }
