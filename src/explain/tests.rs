@@ -250,6 +250,67 @@ const TWO_FIRE: &str = "
     02:00";
 
 #[test]
+fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
+    let silence = r#"{"command":"silence","silence":{"id":"s1","matchers":["host=b"],"owner":"bob","reason":"x","ends_at":"1970-01-01T02:00:00Z"}}"#;
+    let story = format!("00:05 commands {silence}\n{TWO_FIRE}");
+    check(PLAIN, &story, expect![[r#"
+        too_many: 2 alerts are active
+          host=b severity=warning: silenced, because the silence s1 mutes it
+          host=a severity=warning: notified, because it was handed to `mail`
+
+        too_many for host=b severity=warning: silenced
+          because the silence s1 mutes it
+
+          source app: 5 records read, 0 not readable
+          filter errors: 5 records came, 4 went on (1 filtered)
+          window rate: 4 records came, 2 went on (4 aggregated)
+          rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+          notify oncall, receiver default: the silence s1 mutes it
+
+        (as of the test)
+    "#]]);
+    let answer = why(&plan(&PLAIN), &standing(&plan(&PLAIN), &story, &PLAIN), "too_many", None, None).unwrap();
+    expect![[r#"{"active":2,"alerts":[{"because":"the silence s1 mutes it","cause":"silenced","fingerprint":"a622a4de8acb9a21","labels":{"host":"b","severity":"warning"},"state":"firing"},{"because":"it was handed to `mail`","cause":"notified","fingerprint":"b795e3cbb590e136","labels":{"host":"a","severity":"warning"},"state":"firing"}],"because":"the silence s1 mutes it","cause":"silenced","facts":["source app: 5 records read, 0 not readable","filter errors: 5 records came, 4 went on (1 filtered)","window rate: 4 records came, 2 went on (4 aggregated)","rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {\"errors\":2}","notify oncall, receiver default: the silence s1 mutes it"],"key":null,"rule":"too_many","source":"the test"}"#]].assert_eq(&answer.json().to_string());
+    // As many as can be read are listed.
+    let hosts = (0..25).map(|host| format!("00:10 ERROR h{host}\n00:20 ERROR h{host}\n"));
+    check(PLAIN, &(hosts.collect::<String>() + "01:30 INFO a\n02:00"), expect![[r#"
+        too_many: 25 alerts are active
+          host=h1 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h10 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h11 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h12 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h13 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h14 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h15 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h16 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h17 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h18 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h19 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h2 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h20 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h21 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h22 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h23 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h24 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h3 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h4 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          host=h5 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+          and 5 more
+
+        too_many for host=h1 severity=warning: group interval
+          because its group was told before and is again at 1970-01-01T00:06:00Z
+
+          source app: 51 records read, 0 not readable
+          filter errors: 51 records came, 50 went on (1 filtered)
+          window rate: 50 records came, 25 went on (50 aggregated)
+          rule too_many: host=h1 severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+          notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
+
+        (as of the test)
+    "#]]);
+}
+
+#[test]
 fn an_alert_is_meant_by_what_it_is_told_with() {
     let plan = plan(&PLAIN);
     let fingerprint = "b795e3cbb590e136";

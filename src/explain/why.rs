@@ -25,24 +25,68 @@ pub struct Answer {
     told: String,
     /// What was seen on the way, in its order.
     facts: Vec<String>,
+    /// The alerts that are active: the one that the cause is of first, and the others by how much they need explaining.
+    active: Vec<Verdict>,
+    /// How many there are of them.
+    count: usize,
     source: String,
 }
+
+/// What became of one of the active alerts.
+#[derive(Debug)]
+struct Verdict {
+    /// In words.
+    label: String,
+    alert: Json,
+    cause: &'static str,
+    told: String,
+    facts: Vec<String>,
+}
+
+/// So many verdicts are written, each in a line.
+const LISTED_MAX: usize = 20;
 
 impl Answer {
     pub fn text(&self) -> String {
         let key = self.key.as_ref().map_or(String::new(), |key| format!(" for {key}"));
-        let mut text = format!("{}{key}: {}\n  because {}\n\n", self.rule, self.cause.replace('_', " "), self.told);
+        let mut text = String::new();
+        let write = "writing to a string";
+        let key = match &self.active[..] {
+            [first, _, ..] => {
+                writeln!(text, "{}{key}: {} alerts are active", self.rule, self.count).expect(write);
+                for Verdict { label, cause, told, .. } in self.active.iter().take(LISTED_MAX) {
+                    writeln!(text, "  {label}: {}, because {told}", cause.replace('_', " ")).expect(write);
+                }
+                let more = self.count.saturating_sub(LISTED_MAX);
+                if more > 0 {
+                    writeln!(text, "  and {more} more").expect(write);
+                }
+                writeln!(text).expect(write);
+                format!(" for {}", first.label)
+            }
+            _ => key,
+        };
+        let cause = self.cause.replace('_', " ");
+        writeln!(text, "{}{key}: {cause}\n  because {}\n", self.rule, self.told).expect(write);
         for fact in &self.facts {
-            writeln!(text, "  {fact}").expect("writing to a string");
+            writeln!(text, "  {fact}").expect(write);
         }
-        writeln!(text, "\n(as of {})", self.source).expect("writing to a string");
+        writeln!(text, "\n(as of {})", self.source).expect(write);
         text
     }
 
     pub fn json(&self) -> Json {
+        let verdict = |verdict: &Verdict| {
+            let Verdict { alert, cause, told, .. } = verdict;
+            let state = if alert["phase"].is_null() { &alert["state"] } else { &alert["phase"] };
+            let labels = if alert["names"].is_null() { &alert["labels"] } else { &alert["names"] };
+            json!({
+                "fingerprint": alert["fingerprint"], "labels": labels, "state": state, "cause": cause, "because": told,
+            })
+        };
         json!({
             "rule": self.rule, "key": self.key, "cause": self.cause, "because": self.told, "facts": self.facts,
-            "source": self.source,
+            "active": self.count, "alerts": self.active.iter().map(verdict).collect::<Vec<_>>(), "source": self.source,
         })
     }
 }
@@ -66,13 +110,14 @@ pub fn why(
         let names: Vec<_> = rules().map(|rule| &*rule.name).collect();
         bail!("there is no rule `{rule}`; the rules are: {}", names.join(", "));
     };
-    let mut inquiry = Inquiry { plan, standing, rule, key, facts: Vec::new() };
+    let mut inquiry = Inquiry { plan, standing, rule, key, facts: Vec::new(), active: Vec::new(), count: 0 };
     let (cause, told) = match at {
         Some(at) => inquiry.at(at),
         None => inquiry.now(ComponentId::Operator(number)),
     };
     let (rule, key, source) = (rule.to_owned(), key.map(str::to_owned), standing.source.clone());
-    Ok(Answer { rule, key, cause, told, facts: inquiry.facts, source })
+    let Inquiry { facts, active, count, .. } = inquiry;
+    Ok(Answer { rule, key, cause, told, facts, active, count, source })
 }
 
 struct Inquiry<'a> {
@@ -81,59 +126,63 @@ struct Inquiry<'a> {
     rule: &'a str,
     key: Option<&'a str>,
     facts: Vec<String>,
+    active: Vec<Verdict>,
+    count: usize,
 }
 
-impl Inquiry<'_> {
+impl<'a> Inquiry<'a> {
     fn fact(&mut self, text: impl Into<String>) {
         self.facts.push(text.into());
     }
 
     fn now(&mut self, rule: ComponentId) -> Cause {
-        if let Some(cause) = self.upstream(rule) {
-            // What has fired before is told of all the same.
-            if self.alert().is_none() {
-                return cause;
-            }
+        let upstream = self.upstream(rule);
+        let view = self.view(self.rule);
+        let alerts = view["alerts"].as_array().into_iter().flatten();
+        let is_active = |alert: &&Json| matches!(alert["phase"].as_str(), Some("firing" | "pending"));
+        let active: Vec<_> = alerts.filter(|alert| is_active(alert) && self.is_meant(alert)).collect();
+        // What has fired before is told of whatever comes now.
+        if active.is_empty() {
+            return upstream.unwrap_or_else(|| self.not_active(rule));
         }
-        let Some(alert) = self.alert() else { return self.not_active(rule) };
-        let text = |name: &str| alert[name].as_str().unwrap_or("?").to_owned();
-        let severity = alert["severity"].as_str().map_or(String::new(), |severity| format!(" ({severity})"));
-        let label = names(&alert["labels"]) + &severity;
-        match alert["phase"].as_str() {
-            Some("pending") => {
-                let told = format!(
-                    "the condition has held since {} and must hold until {} (`for`)",
-                    text("since"),
-                    text("fires_at")
-                );
-                self.fact(format!(
-                    "rule {}: {label} is pending since {}, values {}",
-                    self.rule,
-                    text("since"),
-                    alert["values"]
-                ));
-                ("pending", told)
-            }
-            Some("firing") => {
-                let flaps = if alert["flapping"] == true { ", flapping" } else { "" };
-                self.fact(format!(
-                    "rule {}: {label} fires since {}{flaps}, values {}",
-                    self.rule,
-                    text("started"),
-                    alert["values"]
-                ));
-                self.downstream(rule, &alert)
-            }
-            _ => self.not_active(rule),
-        }
+        let count = view["active"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+        self.judge(&active, count, |inquiry, alert| inquiry.of_alert(rule, alert))
     }
 
-    /// The alert that is asked for: the first that fires, else the first that is pending.
-    fn alert(&self) -> Option<Json> {
-        let alerts = self.standing.views.get(self.rule)?["alerts"].as_array()?;
-        let asked = |alert: &&Json| self.is_meant(alert);
-        let in_phase = |phase: &str| alerts.iter().filter(asked).find(|alert| alert["phase"] == phase).cloned();
-        in_phase("firing").or_else(|| in_phase("pending"))
+    /// What an operator says.
+    fn view(&self, name: &str) -> &'a Json {
+        self.standing.views.get(name).unwrap_or(&Json::Null)
+    }
+
+    /// Looks at each of the alerts that are active; gives the cause of the one that needs explaining most, with its facts.
+    fn judge(&mut self, active: &[&Json], count: usize, of: impl Fn(&mut Self, &Json) -> Cause) -> Cause {
+        let before = std::mem::take(&mut self.facts);
+        for alert in active {
+            let (cause, told) = of(self, alert);
+            let (facts, label) = (std::mem::take(&mut self.facts), label(alert));
+            self.active.push(Verdict { label, alert: (*alert).clone(), cause, told, facts });
+        }
+        self.facts = before;
+        self.active.sort_by_key(|verdict| need(verdict.cause));
+        self.count = count.max(self.active.len());
+        let first = self.active.first_mut().expect("there is one at least");
+        self.facts.append(&mut first.facts);
+        (first.cause, first.told.clone())
+    }
+
+    /// What became of an alert that is active.
+    fn of_alert(&mut self, rule: ComponentId, alert: &Json) -> Cause {
+        let text = |name: &str| alert[name].as_str().unwrap_or("?");
+        let label = label(alert);
+        if alert["phase"] == "pending" {
+            let (since, fires_at) = (text("since"), text("fires_at"));
+            self.fact(format!("rule {}: {label} is pending since {since}, values {}", self.rule, alert["values"]));
+            return ("pending", format!("the condition has held since {since} and must hold until {fires_at} (`for`)"));
+        }
+        let flaps = if alert["flapping"] == true { ", flapping" } else { "" };
+        let since = text("started");
+        self.fact(format!("rule {}: {label} fires since {since}{flaps}, values {}", self.rule, alert["values"]));
+        self.downstream(rule, alert)
     }
 
     /// Whether the key means an alert or a record of one: by a label that it is told with, by its key, or by its fingerprint.
@@ -209,7 +258,7 @@ impl Inquiry<'_> {
 
     /// Why no alert of the rule is active.
     fn not_active(&mut self, rule: ComponentId) -> Cause {
-        let view = self.standing.views.get(self.rule).cloned().unwrap_or(Json::Null);
+        let view = self.view(self.rule);
         if let Some((name, window)) = self.open_window(rule) {
             let closes_at = window["closes_at"].as_str().unwrap_or("?").to_owned();
             let records = window["records"].as_array().cloned().unwrap_or_default();
@@ -249,7 +298,7 @@ impl Inquiry<'_> {
         let entries = view["alerts"].as_array();
         let is_known = entries.is_some_and(|alerts| alerts.iter().any(|alert| self.is_meant(alert)));
         if let Some(key) = self.key.filter(|_| !is_known && told.is_empty() && self.open_window(rule).is_none()) {
-            return ("unknown_key", unknown(key, &view));
+            return ("unknown_key", unknown(key, view));
         }
         let of_key = if self.key.is_some() { " of this key" } else { "" };
         (
@@ -309,18 +358,17 @@ impl Inquiry<'_> {
     /// What a `notify` says of an alert, for each of its receivers.
     fn notify(&mut self, notify: ComponentId, alert: &Json) -> Vec<Cause> {
         let name = self.plan.name(notify).to_string();
-        let view = self.standing.views.get(&name).cloned().unwrap_or(Json::Null);
-        let known = view["alerts"].as_array().into_iter().flatten();
+        let known = self.view(&name)["alerts"].as_array().into_iter().flatten();
         let Some(known) = known.into_iter().find(|known| known["fingerprint"] == alert["fingerprint"]) else {
             self.fact(format!("notify {name}: knows nothing of it"));
             return Vec::new();
         };
-        let verdicts = known["receivers"].as_array().cloned().unwrap_or_default();
+        let verdicts = known["receivers"].as_array().map_or(&[][..], Vec::as_slice);
         if verdicts.is_empty() {
             self.fact(format!("notify {name}: knows it, and no group of it has it"));
         }
         let mut causes = Vec::new();
-        for verdict in &verdicts {
+        for verdict in verdicts {
             let (cause, told) = of_verdict(verdict);
             let receiver = verdict["receiver"].as_str().unwrap_or("?").to_owned();
             self.fact(format!("notify {name}, receiver {receiver}: {told}"));
@@ -435,6 +483,35 @@ const ORDER: [&str; 16] = [
     "pending",
     "condition_false",
 ];
+
+/// How much of an answer a cause owes to whoever asks why nobody was told: the most first.
+fn need(cause: &str) -> usize {
+    let order = [
+        "refused",
+        "delivery_fails",
+        "nobody_reads",
+        "on_its_way",
+        "firing",
+        "silenced",
+        "inhibited",
+        "muted",
+        "over_budget",
+        "group_interval",
+        "group_wait",
+        "pending",
+        "digested",
+        "acknowledged",
+        "notified",
+        "delivered",
+    ];
+    order.iter().position(|known| *known == cause).unwrap_or(0)
+}
+
+/// What an alert is called in words: its labels and its level.
+fn label(alert: &Json) -> String {
+    let severity = alert["severity"].as_str().map_or(String::new(), |severity| format!(" ({severity})"));
+    names(&alert["labels"]) + &severity
+}
 
 /// The cause of a verdict of `notify`, in words.
 fn of_verdict(verdict: &Json) -> Cause {
