@@ -145,9 +145,10 @@ pub struct ExplainArguments {
     /// Override an option: `--set daemon.admin=127.0.0.1:9990`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// As it was at this moment, as far as that is still known.
-    #[arg(long, value_name = "TIME")]
-    pub at: Option<String>,
+    /// As it was at this moment of event time, such as 2026-11-20T12:00:00Z, or 2026-11-20 for the beginning of that day, as far as
+    /// that is still known.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub at: Option<Timestamp>,
     /// Look at this data directory; a daemon may be running on it.
     #[arg(long, value_name = "DIR", conflicts_with = "admin")]
     pub data_dir: Option<PathBuf>,

@@ -11,7 +11,6 @@ use std::process::ExitCode;
 use anyhow::bail;
 use tocsin_config::Plan;
 use tocsin_pipeline::metrics::Metrics;
-use tocsin_pipeline::time::Timestamp;
 
 use crate::cli::{ConfigurationArguments, ExplainArguments, ReportFormat};
 use crate::commands::{checked, print};
@@ -31,11 +30,6 @@ pub fn explain(arguments: ExplainArguments) -> anyhow::Result<ExitCode> {
     let Some(plan) = checked(&ConfigurationArguments { files, set }) else { return Ok(ExitCode::from(1)) };
     let Some(rule) = asked.first() else {
         return print(&of_plan(&plan));
-    };
-    let at = match at.as_deref().map(|at| (at, Timestamp::parse_rfc3339(at.as_bytes()))) {
-        Some((at, None)) => bail!("{at:?} is not a moment; write a date and time such as 2026-11-29T08:00:00Z"),
-        Some((_, Some(at))) => Some(at),
-        None => None,
     };
     let key = asked.get(1).map(String::as_str);
     let standing = match (admin.or(plan.daemon.admin), data_dir.or_else(|| plan.daemon.data_dir.clone())) {

@@ -253,7 +253,10 @@ const TWO_FIRE: &str = "
 fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
     let silence = r#"{"command":"silence","silence":{"id":"s1","matchers":["host=b"],"owner":"bob","reason":"x","ends_at":"1970-01-01T02:00:00Z"}}"#;
     let story = format!("00:05 commands {silence}\n{TWO_FIRE}");
-    check(PLAIN, &story, expect![[r#"
+    check(
+        PLAIN,
+        &story,
+        expect![[r#"
         too_many: 2 alerts are active
           host=b severity=warning: silenced, because the silence s1 mutes it
           host=a severity=warning: notified, because it was handed to `mail`
@@ -268,12 +271,16 @@ fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
           notify oncall, receiver default: the silence s1 mutes it
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
     let answer = why(&plan(&PLAIN), &standing(&plan(&PLAIN), &story, &PLAIN), "too_many", None, None).unwrap();
     expect![[r#"{"active":2,"alerts":[{"because":"the silence s1 mutes it","cause":"silenced","fingerprint":"a622a4de8acb9a21","labels":{"host":"b","severity":"warning"},"state":"firing"},{"because":"it was handed to `mail`","cause":"notified","fingerprint":"b795e3cbb590e136","labels":{"host":"a","severity":"warning"},"state":"firing"}],"because":"the silence s1 mutes it","cause":"silenced","facts":["source app: 5 records read, 0 not readable","filter errors: 5 records came, 4 went on (1 filtered)","window rate: 4 records came, 2 went on (4 aggregated)","rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {\"errors\":2}","notify oncall, receiver default: the silence s1 mutes it"],"key":null,"rule":"too_many","source":"the test"}"#]].assert_eq(&answer.json().to_string());
     // As many as can be read are listed.
     let hosts = (0..25).map(|host| format!("00:10 ERROR h{host}\n00:20 ERROR h{host}\n"));
-    check(PLAIN, &(hosts.collect::<String>() + "01:30 INFO a\n02:00"), expect![[r#"
+    check(
+        PLAIN,
+        &(hosts.collect::<String>() + "01:30 INFO a\n02:00"),
+        expect![[r#"
         too_many: 25 alerts are active
           host=h1 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
           host=h10 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
@@ -307,7 +314,8 @@ fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
           notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -751,7 +759,7 @@ fn it_was_so_at_a_time() {
     "#]],
     );
     check(
-        Scenario { at: Some("1970-01-01T00:05:00Z"), ..PLAIN },
+        Scenario { at: Some("1970-01-01T00:03:30Z"), ..PLAIN },
         &story,
         expect![[r#"
         too_many: resolved
@@ -762,6 +770,74 @@ fn it_was_so_at_a_time() {
         (as of the test)
     "#]],
     );
+}
+
+#[test]
+fn why_it_was_quiet_at_a_time() {
+    let silence = r#"{"command":"silence","silence":{"id":"s1","matchers":["alertname=too_many","host=a"],"owner":"bob","reason":"works","starts_at":"1970-01-01T00:02:20Z","ends_at":"1970-01-01T02:00:00Z"}}"#;
+    let ack = r#"{"command":"acknowledge","id":"b795e3cbb590e136","by":"ana"}"#;
+    let expire = r#"{"command":"expire","id":"s1"}"#;
+    // It is over, and so are the silence and the group, when somebody asks.
+    let story = format!(
+        "{FIRING}\n02:10 commands {ack}\n02:20 commands {silence}\n02:30 commands {expire}\n03:10 ERROR a\n04:30 INFO a\n20:00"
+    );
+    let cause = |at: &'static str| {
+        let scenario = Scenario { at: Some(at), ..PLAIN };
+        let plan = plan(&scenario);
+        let moment = Timestamp::parse_rfc3339(at.as_bytes());
+        why(&plan, &standing(&plan, &story, &scenario), "too_many", None, moment).unwrap().cause
+    };
+    let causes = [
+        ("1970-01-01T00:00:59Z", "nothing_told"),
+        ("1970-01-01T00:02:09Z", "notified"),
+        ("1970-01-01T00:02:10Z", "acknowledged"),
+        ("1970-01-01T00:02:20Z", "silenced"),
+        ("1970-01-01T00:02:30Z", "acknowledged"),
+        ("1970-01-01T00:04:00Z", "resolved"),
+    ];
+    for (at, expected) in causes {
+        assert_eq!(cause(at), expected, "{at}");
+    }
+    check(Scenario { at: Some("1970-01-01T00:02:25Z"), ..PLAIN }, &story, expect![[r#"
+        too_many: silenced
+          because the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
+
+          rule too_many: host=a severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
+          notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (first)
+          ana had taken care of it since 1970-01-01T00:02:10Z
+          the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
+
+        (as of the test)
+    "#]]);
+}
+
+#[test]
+fn it_fired_at_a_time_and_nobody_was_told_of_it() {
+    let story = format!("{TWO_FIRE}\n02:30");
+    check(
+        Scenario { at: Some("1970-01-01T00:02:00Z"), notify: "group_wait = \"10m\"", ..PLAIN },
+        &story,
+        expect![[r#"
+            too_many: 2 alerts were active
+              host=b severity=warning: firing, because it fired since 1970-01-01T00:01:00Z, and of what is still known no notification told of it
+              host=a severity=warning: firing, because it fired since 1970-01-01T00:01:00Z, and of what is still known no notification told of it
+
+            too_many for host=b severity=warning: firing
+              because it fired since 1970-01-01T00:01:00Z, and of what is still known no notification told of it
+
+              rule too_many: host=b severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
+
+            (as of the test)
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_to_come_is_not_told() {
+    let plan = plan(&PLAIN);
+    let at = Timestamp::parse_rfc3339(b"1970-01-01T01:00:00Z");
+    let error = why(&plan, &standing(&plan, FIRING, &PLAIN), "too_many", None, at).unwrap_err();
+    expect!["1970-01-01T01:00:00Z is after all that is known: the last moment that is, in event time, is 1970-01-01T00:01:59Z"].assert_eq(&error.to_string());
 }
 
 #[test]

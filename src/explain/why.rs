@@ -1,6 +1,6 @@
 //! Why a rule told somebody or did not: the way of its records from the sources to the receivers, and the one place where it ends. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::bail;
@@ -8,11 +8,13 @@ use serde_json::{Value as Json, json};
 use tocsin_config::Plan;
 use tocsin_config::facts::Audience;
 use tocsin_config::plan::{ComponentId, Edge};
+use tocsin_config::silence::Silence;
 use tocsin_operators::is_named;
 use tocsin_pipeline::ledger::Account;
 use tocsin_pipeline::time::Timestamp;
 
 use super::Standing;
+use crate::api::to_the_second;
 
 /// What was found.
 #[derive(Debug)]
@@ -53,7 +55,8 @@ impl Answer {
         let write = "writing to a string";
         let key = match &self.active[..] {
             [first, _, ..] => {
-                writeln!(text, "{}{key}: {} alerts are active", self.rule, self.count).expect(write);
+                let are = if first.alert["phase"].is_null() { "were" } else { "are" };
+                writeln!(text, "{}{key}: {} alerts {are} active", self.rule, self.count).expect(write);
                 for Verdict { label, cause, told, .. } in self.active.iter().take(LISTED_MAX) {
                     writeln!(text, "  {label}: {}, because {told}", cause.replace('_', " ")).expect(write);
                 }
@@ -97,7 +100,7 @@ type Cause = (&'static str, String);
 /// Looks for the cause. `key` is a value of a label or of a key, `name=value`, or a fingerprint; `at`: as it was then.
 ///
 /// # Errors
-/// When there is no such rule.
+/// When there is no such rule, or `at` is after all that is known.
 pub fn why(
     plan: &Plan,
     standing: &Standing,
@@ -110,6 +113,12 @@ pub fn why(
         let names: Vec<_> = rules().map(|rule| &*rule.name).collect();
         bail!("there is no rule `{rule}`; the rules are: {}", names.join(", "));
     };
+    if let (Some(at), Some(last)) = (at, last_known(standing, rule))
+        && at > last
+    {
+        let last = to_the_second(&last.to_string());
+        bail!("{at} is after all that is known: the last moment that is, in event time, is {last}");
+    }
     let mut inquiry = Inquiry { plan, standing, rule, key, facts: Vec::new(), active: Vec::new(), count: 0 };
     let (cause, told) = match at {
         Some(at) => inquiry.at(at),
@@ -118,6 +127,12 @@ pub fn why(
     let (rule, key, source) = (rule.to_owned(), key.map(str::to_owned), standing.source.clone());
     let Inquiry { facts, active, count, .. } = inquiry;
     Ok(Answer { rule, key, cause, told, facts, active, count, source })
+}
+
+/// Up to where event time has come at the rule and at those who tell of it.
+fn last_known(standing: &Standing, rule: &str) -> Option<Timestamp> {
+    let notifiers = standing.views.values().filter(|view| !view["notify"].is_null());
+    standing.views.get(rule).into_iter().chain(notifiers).filter_map(|view| moment(view, "now")).max()
 }
 
 struct Inquiry<'a> {
@@ -426,41 +441,89 @@ impl<'a> Inquiry<'a> {
 
     /// What was so at a moment, from what was told before it.
     fn at(&mut self, at: Timestamp) -> Cause {
-        let view = self.standing.views.get(self.rule).cloned().unwrap_or(Json::Null);
-        let moment = |record: &Json, name: &str| Timestamp::parse_rfc3339(record[name].as_str()?.as_bytes());
-        let time_of = |told: &Json| moment(told, if told["state"] == "resolved" { "ends_at" } else { "starts_at" });
-        let told: Vec<_> = view["told"].as_array().cloned().unwrap_or_default();
-        let told = told.iter().filter(|told| self.is_meant(told));
-        let last = told.filter(|told| time_of(told).is_some_and(|time| time <= at)).max_by_key(|told| time_of(told));
-        let Some(last) = last.cloned() else {
-            let told = format!("of what is still known, nothing was told of it before {at}");
-            return ("nothing_told", told);
-        };
-        let label = names(&last["labels"]);
-        let since = time_of(&last).map_or(String::new(), |time| time.to_string());
-        let state = last["state"].as_str().unwrap_or("?").to_owned();
-        self.fact(format!("rule {}: {label} was {state} since {since}, values {}", self.rule, last["values"]));
-        if state == "resolved" {
-            return ("resolved", format!("it was over at {since}"));
-        }
-        let fingerprint = last["fingerprint"].as_str().unwrap_or_default();
-        let notifications = self.standing.views.values().filter_map(|view| view["notifications"].as_array()).flatten();
-        let is_of_it = |brief: &&Json| {
-            brief["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(|alert| alert == fingerprint))
-                && moment(brief, "time").is_some_and(|time| time <= at)
-        };
-        let brief = notifications.filter(is_of_it).max_by_key(|brief| moment(brief, "time")).cloned();
-        match brief {
-            Some(brief) => {
-                let text = |name: &str| brief[name].as_str().unwrap_or("?").to_owned();
-                let told = format!("{} was told at {} ({})", text("receiver"), text("time"), text("reason"));
-                self.fact(format!("notification {}: {told}", text("id")));
-                (if text("outcome") == "digest" { "over_budget" } else { "notified" }, told)
+        let view = self.view(self.rule);
+        let told = view["told"].as_array().into_iter().flatten().filter(|told| self.is_meant(told));
+        let before = told.filter_map(|told| Some((time_of(told)?, told))).filter(|(time, _)| *time <= at);
+        // The newest is told first.
+        let mut last: BTreeMap<&str, (Timestamp, &Json)> = BTreeMap::new();
+        for (time, told) in before {
+            let known = last.entry(told["fingerprint"].as_str().unwrap_or_default()).or_insert((time, told));
+            if known.0 < time {
+                *known = (time, told);
             }
-            None => {
+        }
+        let firing: Vec<_> = last.values().map(|(_, told)| *told).filter(|told| told["state"] == "firing").collect();
+        if !firing.is_empty() {
+            return self.judge(&firing, firing.len(), |inquiry, told| inquiry.of_firing(told, at));
+        }
+        let Some((since, last)) = last.into_values().max_by_key(|(time, _)| *time) else {
+            return ("nothing_told", format!("of what is still known, nothing was told of it before {at}"));
+        };
+        self.fact(was(self.rule, last, since));
+        ("resolved", format!("it was over at {since}"))
+    }
+
+    /// What had become at a moment of an alert that fired then.
+    fn of_firing(&mut self, alert: &Json, at: Timestamp) -> Cause {
+        let since = time_of(alert).unwrap_or(Timestamp::MIN);
+        self.fact(was(self.rule, alert, since));
+        let told = self.told_of(alert, since, at).map(|brief| {
+            let text = |name: &str| brief[name].as_str().unwrap_or("?");
+            let told = format!("{} was told at {} ({})", text("receiver"), text("time"), text("reason"));
+            self.fact(format!("notification {}: {told}", text("id")));
+            (if text("outcome") == "digest" { "over_budget" } else { "notified" }, told, &brief["acknowledged"])
+        });
+        let attended = told.as_ref().map(|(_, _, attended)| *attended);
+        let attended =
+            attended.filter(|attended| moment(attended, "at").is_some_and(|time| time <= at)).map(|attended| {
+                let text = |name: &str| attended[name].as_str().unwrap_or("?");
+                format!("{} had taken care of it since {}", text("by"), text("at"))
+            });
+        attended.iter().for_each(|told| self.fact(told.as_str()));
+        let silences = self.silences_of(alert, at);
+        silences.iter().for_each(|told| self.fact(told.as_str()));
+        match (silences.into_iter().next(), attended, told) {
+            (Some(silence), _, _) => ("silenced", silence),
+            (None, Some(attended), _) => ("acknowledged", attended),
+            (None, None, Some((cause, told, _))) => (cause, told),
+            (None, None, None) => {
                 ("firing", format!("it fired since {since}, and of what is still known no notification told of it"))
             }
         }
+    }
+
+    /// The last notification up to a moment that told of an alert since it began.
+    fn told_of(&self, alert: &Json, since: Timestamp, at: Timestamp) -> Option<&'a Json> {
+        let fingerprint = &alert["fingerprint"];
+        let notifications = self.standing.views.values().filter_map(|view| view["notifications"].as_array()).flatten();
+        let is_of_it = |brief: &&Json| {
+            brief["alerts"].as_array().is_some_and(|alerts| alerts.contains(fingerprint))
+                && moment(brief, "time").is_some_and(|time| (since..=at).contains(&time))
+        };
+        notifications.filter(is_of_it).max_by_key(|brief| moment(brief, "time"))
+    }
+
+    /// The silences that muted an alert at a moment, in words, each once.
+    fn silences_of(&self, alert: &Json, at: Timestamp) -> Vec<String> {
+        let label = |name: &str| match name {
+            "alertname" => alert["labels"][name].as_str().or(Some(self.rule)),
+            name => alert["labels"][name].as_str(),
+        };
+        let views = self.standing.views.values().filter_map(|view| view["silences"].as_array()).flatten();
+        let silences = views.filter_map(|view| {
+            let mut silence = view.clone();
+            // What is told of one beside what it is.
+            for name in ["state", "configured", "muted"] {
+                silence.as_object_mut()?.remove(name);
+            }
+            Silence::of_json(&silence).ok()
+        });
+        let muting = silences.filter(|silence| silence.is_active(at) && silence.matches(label));
+        let told = muting.map(|silence| {
+            let Silence { id, owner, reason, ends_at, .. } = silence;
+            format!("the silence {id} of {owner} muted it ({reason}), until {ends_at}")
+        });
+        told.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -553,6 +616,21 @@ fn names(texts: &Json) -> String {
         .map(|(name, value)| format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
     if texts.is_empty() { "the alert".to_owned() } else { texts.join(" ") }
+}
+
+fn moment(record: &Json, name: &str) -> Option<Timestamp> {
+    Timestamp::parse_rfc3339(record[name].as_str()?.as_bytes())
+}
+
+/// When what a rule told came to be so.
+fn time_of(told: &Json) -> Option<Timestamp> {
+    moment(told, if told["state"] == "resolved" { "ends_at" } else { "starts_at" })
+}
+
+/// What a rule had told last, in words.
+fn was(rule: &str, told: &Json, since: Timestamp) -> String {
+    let state = told["state"].as_str().unwrap_or("?");
+    format!("rule {rule}: {} was {state} since {since}, values {}", names(&told["labels"]), told["values"])
 }
 
 /// An amendment in words.

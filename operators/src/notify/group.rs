@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 use tocsin_pipeline::time::Timestamp;
 
 use super::alert::Alert;
@@ -17,6 +18,13 @@ pub(super) struct Acknowledgement {
     pub at: Timestamp,
     /// The alerts, by fingerprint, that it is of: those that had been told.
     pub alerts: BTreeSet<String>,
+}
+
+impl Acknowledgement {
+    /// As it is told.
+    pub(super) fn brief(&self) -> Json {
+        json!({ "by": self.by, "at": self.at.to_string() })
+    }
 }
 
 /// Alerts that are told together, from the first until all are over.

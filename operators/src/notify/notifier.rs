@@ -622,6 +622,10 @@ impl Notifier {
             brief.insert(name.to_owned(), record[name].clone());
         }
         brief.insert("outcome".to_owned(), outcome.into());
+        let group = record["group_key"].as_str().and_then(|key| self.groups.get(key));
+        if let Some(acknowledgement) = group.and_then(|group| group.acknowledgement.as_ref()) {
+            brief.insert("acknowledged".to_owned(), acknowledgement.brief());
+        }
         let listed = record["alerts"].as_array().into_iter().flatten();
         let listed: Vec<_> = listed.filter(|alert| alert["fingerprint"].is_string()).take(REMEMBERED_MAX).collect();
         let fingerprints: Vec<_> = listed.iter().map(|alert| &alert["fingerprint"]).collect();
@@ -706,8 +710,18 @@ impl Notifier {
     fn attend(&mut self, key: &str, by: &str, at: Timestamp) {
         let Some(group) = self.groups.get_mut(key) else { return };
         let (by, alerts) = (by.to_owned(), group.told.clone());
-        group.acknowledgement = Some(Acknowledgement { by, at, alerts });
+        let acknowledgement = Acknowledgement { by, at, alerts };
+        let (brief, since) = (acknowledgement.brief(), group.unattended_since.or(group.last));
+        group.acknowledgement = Some(acknowledgement);
         self.mark(key);
+        // It is known for as long as what was told, which is longer than the group lasts.
+        let told = self.history.iter_mut().filter(|((time, _), told)| {
+            told["group_key"] == key && since.is_some_and(|since| since <= *time) && told["acknowledged"].is_null()
+        });
+        for ((_, id), told) in told {
+            told["acknowledged"] = brief.clone();
+            self.changed.insert(key_of(id));
+        }
         self.time_group(key);
     }
 
@@ -770,7 +784,9 @@ impl Notifier {
             .collect();
         for key in lost {
             self.groups.remove(&key);
-            self.memberships.values_mut().for_each(|groups| drop(groups.remove(&key)));
+            for groups in self.memberships.values_mut() {
+                groups.remove(&key);
+            }
             self.mark(&key);
         }
         let now = self.now;

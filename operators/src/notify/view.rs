@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Value as Json, json};
 use tocsin_pipeline::time::Timestamp;
 
-use super::group::Group;
+use super::group::{Acknowledgement, Group};
 use super::notifier::{Notifier, Quiet};
 
 /// How many alerts the page of a link lists.
@@ -109,7 +109,7 @@ fn group_view(notifier: &Notifier, key: &str, group: &Group) -> Json {
         "escalates_at": moment(group.escalates_at(steps)),
         "escalates_to": steps.get(group.escalated).map(|(_, receiver)| receiver.as_str()),
         "muted_by": muted_by.map(|(name, _)| name).into_iter().collect::<Vec<_>>(),
-        "acknowledged": group.acknowledgement.as_ref().map(|it| json!({ "by": it.by, "at": it.at.to_string() })),
+        "acknowledged": group.acknowledgement.as_ref().map(Acknowledgement::brief),
     })
 }
 
