@@ -10,6 +10,9 @@ use crate::cli::{AlertsAction, AlertsArguments, ReportFormat};
 use crate::client;
 use crate::commands::{address, print};
 
+/// Why no receivers stand with the alerts.
+const NO_NOTIFY: &str = "the configuration has no `notify`, so nobody is told by one: this is what the rules hold";
+
 /// What to do where a configuration tells no address.
 pub const OTHERWISE: &str = "give it one, or the command the address with --admin";
 
@@ -23,8 +26,11 @@ pub fn alerts(arguments: &AlertsArguments) -> anyhow::Result<ExitCode> {
     let query: Vec<_> = arguments.filter.iter().map(|text| ("filter", text.as_str())).collect();
     let told = client::ask(address, "/api/v1/alerts", &query)?;
     let alerts = told["alerts"].as_array().context("the daemon tells no alerts")?;
+    if told["has_no_notify"] == true {
+        eprintln!("{NO_NOTIFY}");
+    }
     print(&match arguments.format {
-        ReportFormat::Text => text(alerts),
+        ReportFormat::Text => text(alerts, told["more"].as_u64().unwrap_or(0)),
         ReportFormat::Json => alerts.iter().map(|alert| format!("{alert}\n")).collect(),
     })
 }
@@ -42,8 +48,8 @@ fn acknowledged(told: &Json) -> String {
     groups.map(line).collect()
 }
 
-/// An alert in a line, and below it one for each receiver: why it was told or not.
-fn text(alerts: &[Json]) -> String {
+/// An alert in a line, and below it one for each receiver: why it was told or not. `more` are not among them.
+fn text(alerts: &[Json], more: u64) -> String {
     if alerts.is_empty() {
         return "no alerts\n".to_owned();
     }
@@ -60,6 +66,9 @@ fn text(alerts: &[Json]) -> String {
         for verdict in alert["receivers"].as_array().into_iter().flatten() {
             text += &format!("  {} at {}: {}\n", plain(&verdict["receiver"]), plain(&alert["notify"]), cause(verdict));
         }
+    }
+    if more > 0 {
+        text += &format!("and {more} more, which are not shown\n");
     }
     text
 }
@@ -147,6 +156,7 @@ mod tests {
               {host="b"}
               fires at 2026-11-29T12:02:00Z if it goes on
         "#]]
-        .assert_eq(&text(&alerts));
+        .assert_eq(&text(&alerts, 0));
+        assert!(text(&alerts, 7).ends_with("\nand 7 more, which are not shown\n"));
     }
 }

@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use chrono::{Duration, SecondsFormat, Utc};
+use expect_test::expect;
 use serde_json::{Value as Json, json};
 use support::admin::{Place, encoded};
 use support::{corpus, wait_for};
@@ -304,6 +305,67 @@ for = "2m"
         list().starts_with("pending  slow  -  since 2026-11-29T12:00:00Z\n  {alertname=\"slow\", host=\"a\"}\n")
     });
     assert!(list().ends_with("  fires at 2026-11-29T12:02:00Z if it goes on\n"), "{}", list());
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn where_there_is_no_notify_the_rules_say_what_they_hold() {
+    let place = Place::new(
+        r#"
+[sources.log]
+type = "file"
+paths = ["app.log"]
+codec = "json"
+timestamp = { field = ".time" }
+
+[operators.slow]
+type = "alert"
+inputs = ["log"]
+levels = [{ severity = "critical", condition = ".latency > 5" }]
+group_by = [".host"]
+
+[operators.soon]
+type = "alert"
+inputs = ["log"]
+condition = ".latency > 1"
+for = "2m"
+
+[sinks.out]
+type = "file"
+inputs = ["slow", "soon"]
+path = "told.ndjson"
+"#,
+    );
+    std::fs::write(place.path().join("app.log"), "{\"time\":\"2026-11-29T12:00:00Z\",\"host\":\"a\",\"latency\":7}\n")
+        .unwrap();
+    let daemon = place.start();
+    let list = |filter: &str| {
+        let output = place.command(&["alerts", "pipeline.toml", "--filter", filter]);
+        assert!(output.status.success());
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    wait_for("the alerts", || list("alertname=~\".+\"").0.lines().count() == 5);
+    let (told, note) = list("alertname=~\".+\"");
+    expect![[r#"
+        firing  slow  1500e213ce023879  since 2026-11-29T12:00:00Z
+          {alertname="slow", host="a", severity="critical"}
+        pending  soon  -  since 2026-11-29T12:00:00Z
+          {alertname="soon"}
+          fires at 2026-11-29T12:02:00Z if it goes on
+    "#]]
+    .assert_eq(&told);
+    expect![[r#"
+        the configuration has no `notify`, so nobody is told by one: this is what the rules hold
+    "#]]
+    .assert_eq(&note);
+    assert_eq!(list("severity=warning").0, "no alerts\n");
+    assert_eq!(place.get("/api/v2/alerts"), (200, json!([])));
+    let output = place.command(&["alerts", "ack", "slow", "--by", "ana", "--config", "pipeline.toml"]);
+    let problem = String::from_utf8(output.stderr).unwrap().replace(&place.admin.to_string(), "ADMIN");
+    assert!(!output.status.success());
+    expect![[r#"
+        error: the daemon at ADMIN answered 404 Not Found: the configuration has no `notify`, so there is nobody to tell; see: tocsin help notify
+    "#]].assert_eq(&problem);
     assert!(daemon.terminate().success());
 }
 

@@ -30,6 +30,9 @@ const DONE_WITHIN: Duration = Duration::from_secs(5);
 /// How often they are asked whether they have.
 const ASKED_EVERY: Duration = Duration::from_millis(5);
 
+/// What is answered to whoever says something where nobody is told of alerts.
+const NOBODY: &str = "the configuration has no `notify`, so there is nobody to tell; see: tocsin help notify";
+
 /// What answers.
 #[derive(Clone)]
 pub struct Api {
@@ -83,6 +86,12 @@ impl Api {
         join_all(asked).await.into_iter().collect()
     }
 
+    /// Whether what runs here has no `notify` at all. Who stands by does not know.
+    fn has_no_notify(&self) -> bool {
+        let has_some = self.views.statuses().iter().any(|status| !status.inquiries.about("notify").is_empty());
+        !has_some && self.views.is_running() && !self.views.is_standing_by()
+    }
+
     /// Brings records to the sources of a type. `nobody` is told where there is none.
     async fn deliver(&self, kind: &'static str, records: Vec<Bytes>, nobody: &str) -> Result<(), Failure> {
         match desk::deliver(kind, records).await {
@@ -100,8 +109,7 @@ impl Api {
         is_done: impl Fn() -> BoxFuture<'a, Result<bool, Failure>> + Send + Sync,
     ) -> Result<(), Failure> {
         let records = commands.iter().map(|command| Bytes::from(command.to_string())).collect();
-        let nobody = "the configuration has no `notify`, so there is nobody to tell; see: tocsin help notify";
-        self.deliver(tocsin_config::COMMANDS, records, nobody).await?;
+        self.deliver(tocsin_config::COMMANDS, records, NOBODY).await?;
         let done = async {
             while !is_done().await? {
                 tokio::time::sleep(ASKED_EVERY).await;

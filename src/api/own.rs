@@ -9,7 +9,7 @@ use tocsin_config::matcher::Matchers;
 
 use super::known::{Alert, Group};
 use super::silences::Wanted;
-use super::{Answer, Api, Asked, Failure, moment, only_look, only_post, request};
+use super::{Answer, Api, Asked, Failure, NOBODY, moment, only_look, only_post, request};
 use crate::explain;
 
 /// A name is not longer.
@@ -48,16 +48,34 @@ fn alert_view(notify: &str, alert: &Alert) -> Json {
     })
 }
 
-/// The same of one that has not held for long enough.
-fn pending_view(rule: &Json, alert: &Json) -> Json {
-    let mut labels = alert["labels"].clone();
+/// The labels by which a rule's own alert is known to matchers.
+fn rule_labels(rule: &Json, labels: &Json) -> Json {
+    let mut labels = labels.clone();
     if let Some(labels) = labels.as_object_mut() {
         labels.entry("alertname").or_insert_with(|| rule.clone());
     }
+    labels
+}
+
+/// The same of one that no `notify` is told of.
+fn firing_view(rule: &Json, alert: &Json) -> Json {
+    json!({
+        "alert": rule,
+        "state": "firing",
+        "fingerprint": alert["fingerprint"],
+        "labels": rule_labels(rule, &alert["names"]),
+        "values": alert["values"],
+        "starts_at": alert["started"],
+        "receivers": [],
+    })
+}
+
+/// The same of one that has not held for long enough.
+fn pending_view(rule: &Json, alert: &Json) -> Json {
     json!({
         "alert": rule,
         "state": "pending",
-        "labels": labels,
+        "labels": rule_labels(rule, &alert["labels"]),
         "values": alert["values"],
         "starts_at": alert["since"],
         "fires_at": alert["fires_at"],
@@ -68,19 +86,25 @@ fn pending_view(rule: &Json, alert: &Json) -> Json {
 async fn alerts(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
     only_look(asked)?;
     let matchers = asked.matchers("filter")?;
-    let mut told = Vec::new();
-    for known in api.known().await? {
+    let (mut told, mut more) = (Vec::new(), 0);
+    let known = api.known().await?;
+    for known in &known {
         let wanted = known.alerts.iter().filter(|alert| alert.is_matched(&matchers));
         told.extend(wanted.map(|alert| alert_view(&known.notify, alert)));
     }
-    // Nobody is told of what is pending, so that only the rules know it.
-    for rule in api.ask_about("alert", json!({ "phase": "pending" })).await? {
-        let pending = rule["alerts"].as_array().into_iter().flatten();
-        let views = pending.map(|alert| pending_view(&rule["rule"], alert));
-        let is_wanted = |view: &Json| matchers.matches(|name| view["labels"][name].as_str());
-        told.extend(views.filter(is_wanted));
+    let has_no_notify = api.has_no_notify();
+    // Nobody is told of what is pending, or where there is no `notify`, so that only the rules know it.
+    let phases = if has_no_notify { &["firing", "pending"][..] } else { &["pending"] };
+    for phase in phases {
+        let view = if *phase == "firing" { firing_view } else { pending_view };
+        for rule in api.ask_about("alert", json!({ "phase": phase })).await? {
+            let alerts = rule["alerts"].as_array().map_or(&[][..], Vec::as_slice);
+            more += rule["active"].as_u64().unwrap_or(0).saturating_sub(alerts.len() as u64);
+            let is_wanted = |view: &Json| matchers.matches(|name| view["labels"][name].as_str());
+            told.extend(alerts.iter().map(|alert| view(&rule["rule"], alert)).filter(is_wanted));
+        }
     }
-    Ok(request::json(&json!({ "alerts": told })))
+    Ok(request::json(&json!({ "alerts": told, "more": more, "has_no_notify": has_no_notify })))
 }
 
 /// What `tocsin explain` looks at.
@@ -204,6 +228,9 @@ async fn acknowledge(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
     let Attendance { id, by } = asked.json()?;
     let by = name(&by)?;
     let meant = api.meant(&id).await?;
+    if meant.is_empty() && api.has_no_notify() {
+        return Err(Failure::not_found(NOBODY));
+    }
     if meant.is_empty() {
         return Err(Failure::not_found(format!("nothing that fires is called {id:?}")));
     }

@@ -798,7 +798,10 @@ fn why_it_was_quiet_at_a_time() {
     for (at, expected) in causes {
         assert_eq!(cause(at), expected, "{at}");
     }
-    check(Scenario { at: Some("1970-01-01T00:02:25Z"), ..PLAIN }, &story, expect![[r#"
+    check(
+        Scenario { at: Some("1970-01-01T00:02:25Z"), ..PLAIN },
+        &story,
+        expect![[r#"
         too_many: silenced
           because the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
 
@@ -808,7 +811,8 @@ fn why_it_was_quiet_at_a_time() {
           the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
 
         (as of the test)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
