@@ -361,7 +361,8 @@ pub struct AuditArguments {
 
 #[derive(Args, Clone, Debug)]
 pub struct EvidenceArguments {
-    /// The `id` of the record that told the alert, or the beginning of it.
+    /// The `id` of the record that told the alert, or the beginning of it; or the fingerprint of the alert, or at least six letters of
+    /// it: then the newest of its records that has evidence.
     pub id: String,
     /// Configuration files: they tell the data directory.
     #[arg(value_name = "FILES", required_unless_present = "data_dir")]

@@ -1,10 +1,11 @@
 //! `tocsin evidence`: whether the records that made an alert are still there, and still what they were.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
 use tocsin_pipeline::checkpoint::Epoch;
 
@@ -36,7 +37,10 @@ pub fn evidence(arguments: &EvidenceArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!pieces.iter().all(|(_, verdict)| verdict.is_good()))))
 }
 
-/// The record that was told under an id, of which the beginning is enough, as the newest checkpoint has it.
+/// So much of a fingerprint is enough: less may be that of another alert that is still to come.
+const FINGERPRINT_MIN: usize = 6;
+
+/// The record that somebody means, as the newest checkpoint has it.
 fn find(data_dir: &Path, id: &str) -> anyhow::Result<Json> {
     let mut records = None;
     data_dir::each_epoch(data_dir, |found| {
@@ -44,17 +48,43 @@ fn find(data_dir: &Path, id: &str) -> anyhow::Result<Json> {
             records = Some(told(&epoch));
         }
     })?;
-    let Some(mut records) = records else { bail!("{} holds no checkpoint that can be read", data_dir.display()) };
-    let count = records.len();
-    records.retain(|record| record["id"].as_str().is_some_and(|known| !id.is_empty() && known.starts_with(id)));
-    match &records[..] {
-        [record] => Ok(record.clone()),
-        [] => bail!("none of the {count} records that are kept of what was told begins with the id {id:?}"),
-        [_, ..] => {
-            let ids: Vec<_> = records.iter().take(5).filter_map(|record| record["id"].as_str()).collect();
-            bail!("{} records begin with the id {id:?}, such as {}", records.len(), ids.join(", "))
+    let Some(records) = records else { bail!("{} holds no checkpoint that can be read", data_dir.display()) };
+    let beginning = |name: &str| -> Vec<&Json> {
+        let begins =
+            |record: &&Json| record[name].as_str().is_some_and(|known| !id.is_empty() && known.starts_with(id));
+        records.iter().filter(begins).collect()
+    };
+    match &beginning("id")[..] {
+        [record] => return Ok((*record).clone()),
+        [] => {}
+        several => {
+            let ids: Vec<_> = several.iter().take(5).filter_map(|record| record["id"].as_str()).collect();
+            bail!("{} records begin with the id {id:?}, such as {}", several.len(), ids.join(", "))
         }
     }
+    let of_alert = if id.len() < FINGERPRINT_MIN { Vec::new() } else { beginning("fingerprint") };
+    newest(&of_alert)?.cloned().with_context(|| {
+        format!(
+            "none of the {} records that are kept of what was told begins with the id {id:?}, nor (with six letters or more) \
+             does the fingerprint of its alert, which `tocsin alerts` shows",
+            records.len()
+        )
+    })
+}
+
+/// Of the records of an alert the newest that has evidence; `None` where there is no record.
+fn newest<'a>(records: &[&'a Json]) -> anyhow::Result<Option<&'a Json>> {
+    let alerts: BTreeSet<_> = records.iter().filter_map(|record| record["fingerprint"].as_str()).collect();
+    if alerts.len() > 1 {
+        let alerts: Vec<_> = alerts.iter().copied().take(5).collect();
+        bail!("several alerts have a fingerprint that begins so, such as {}", alerts.join(", "));
+    }
+    let has_evidence = |record: &&&Json| record["evidence"].as_array().is_some_and(|pieces| !pieces.is_empty());
+    let newest = records.iter().rev().find(has_evidence).copied();
+    if newest.is_none() && !records.is_empty() {
+        bail!("nothing that was told of this alert has evidence");
+    }
+    Ok(newest)
 }
 
 /// All that rules have told and still keep.
@@ -230,4 +260,21 @@ fn raw(line: &Json) -> String {
 fn one_line(text: &Json) -> String {
     let text = text.as_str().map_or_else(|| text.to_string(), str::to_owned);
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_record_of_one_alert_that_has_evidence_is_meant() {
+        let record = |fingerprint: &str, id: u32, evidence: &[u32]| json!({ "fingerprint": fingerprint, "id": id, "evidence": evidence });
+        let (old, new) = (record("abcdef1", 1, &[1]), record("abcdef1", 2, &[1]));
+        let (amended, other) = (record("abcdef1", 3, &[]), record("abcdef2", 4, &[1]));
+        assert_eq!(newest(&[&old, &new, &amended]).unwrap(), Some(&new));
+        assert_eq!(newest(&[]).unwrap(), None);
+        let told = |records: &[&Json]| newest(records).unwrap_err().to_string();
+        assert_eq!(told(&[&amended]), "nothing that was told of this alert has evidence");
+        assert_eq!(told(&[&old, &other]), "several alerts have a fingerprint that begins so, such as abcdef1, abcdef2");
+    }
 }

@@ -249,7 +249,26 @@ fn what_is_gone_or_has_changed_is_told() {
         &["0000nothing", "tocsin.toml"],
         1,
         expect![[r#"
-        error: none of the 2 records that are kept of what was told begins with the id "0000nothing"
-    "#]],
+            error: none of the 2 records that are kept of what was told begins with the id "0000nothing", nor (with six letters or more) does the fingerprint of its alert, which `tocsin alerts` shows
+        "#]],
     );
+}
+
+#[test]
+fn an_alert_is_called_by_its_fingerprint_too() {
+    let (folder, id) = ran();
+    let found = |named: &str| {
+        let output = tocsin(&["evidence", named, "tocsin.toml"]).current_dir(folder.path()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    let of_record = found(&id);
+    // The end was told last.
+    assert!(of_record.1.starts_with("failed resolved"), "{}", of_record.1);
+    for fingerprint in ["212e4c5837750834", "212e4c"] {
+        assert_eq!(found(fingerprint), of_record, "{fingerprint}");
+    }
+    expect![[r#"
+        error: none of the 2 records that are kept of what was told begins with the id "212e4", nor (with six letters or more) does the fingerprint of its alert, which `tocsin alerts` shows
+    "#]].assert_eq(&found("212e4").1);
 }
