@@ -88,7 +88,7 @@ fn cause(verdict: &Json) -> String {
         "over_budget" => format!("over its budget: in the digest at {}", at("digest_at")),
         "digested" => "told in a digest".to_owned(),
         "acknowledged" => format!("told, and {} takes care", of("by")),
-        "notified" => format!("told at {}, again at {}", at("at"), at("repeats_at")),
+        "notified" => format!("told at {} (event time), again at {}", at("at"), at("repeats_at")),
         "group_wait" => format!("waits for its group until {}", at("until")),
         "group_interval" => format!("waits until {}, as its group was told not long ago", at("until")),
         other => other.to_owned(),
@@ -146,7 +146,7 @@ mod tests {
             firing  disk  0123456789abcdef  since 2026-11-29T12:00:00Z
               {alertname="disk", host="a"}
               disk of a is full
-              default at oncall: told at 2026-11-29T12:00:00Z, again at -
+              default at oncall: told at 2026-11-29T12:00:00Z (event time), again at -
               pager at oncall: waits for its group until 2026-11-29T12:00:30Z
             firing  disk  0123456789abcdef  since 2026-11-29T12:00:00Z
               {alertname="disk", host="a"}

@@ -137,13 +137,13 @@ fn nothing_was_read() {
         PLAIN,
         "05:00",
         expect![[r#"
-        too_many: no records
-          because no record has been read from app
+            too_many: no records
+              because no record has been read from app
 
-          source app: 0 records read, 0 not readable
+              source app: 0 records read, 0 not readable
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -153,13 +153,13 @@ fn nothing_can_be_read() {
         PLAIN,
         "00:10 not json at all\n02:00",
         expect![[r#"
-        too_many: undecodable
-          because the codec could read none of the records that came
+            too_many: undecodable
+              because the codec could read none of the records that came
 
-          source app: 1 records read, 1 not readable
+              source app: 1 records read, 1 not readable
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -169,15 +169,15 @@ fn a_filter_lets_nothing_through() {
         PLAIN,
         "00:10 INFO a\n00:20 INFO a\n02:00",
         expect![[r#"
-        too_many: filtered
-          because `errors` let none of 2 records through
+            too_many: filtered
+              because `errors` let none of 2 records through
 
-          source app: 2 records read, 0 not readable
-          filter errors: 2 records came, 0 went on (2 filtered)
-          window rate: 0 records came, 0 went on
+              source app: 2 records read, 0 not readable
+              filter errors: 2 records came, 0 went on (2 filtered)
+              window rate: 0 records came, 0 went on
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -187,17 +187,17 @@ fn the_window_is_open() {
         PLAIN,
         "00:10 ERROR a\n00:20 ERROR a",
         expect![[r#"
-        too_many: window open
-          because the first window of `rate` closes when event time comes to 1970-01-01T00:01:00Z, and has not yet
+            too_many: window open
+              because the first window of `rate` closes when event time comes to 1970-01-01T00:01:00Z, and has not yet
 
-          source app: 2 records read, 0 not readable
-          filter errors: 2 records came, 2 went on
-          window rate: 2 records came, 0 went on (2 aggregated)
-          window rate: open until 1970-01-01T00:01:00Z, so far errors 2, host "a"
-          rule too_many: 0 records judged
+              source app: 2 records read, 0 not readable
+              filter errors: 2 records came, 2 went on
+              window rate: 2 records came, 0 went on (2 aggregated)
+              window rate: open until 1970-01-01T00:01:00Z, so far errors 2, host "a"
+              rule too_many: 0 records judged
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -207,16 +207,16 @@ fn the_condition_is_false() {
         PLAIN,
         "00:10 ERROR a\n01:30 INFO a\n02:00",
         expect![[r#"
-        too_many: condition false
-          because the condition was true of no record, or has ceased to be while it was pending
+            too_many: condition false
+              because the condition was true of no record, or has ceased to be while it was pending
 
-          source app: 2 records read, 0 not readable
-          filter errors: 2 records came, 1 went on (1 filtered)
-          window rate: 1 records came, 1 went on (1 aggregated)
-          rule too_many: 1 records judged
+              source app: 2 records read, 0 not readable
+              filter errors: 2 records came, 1 went on (1 filtered)
+              window rate: 1 records came, 1 went on (1 aggregated)
+              rule too_many: 1 records judged
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -235,7 +235,7 @@ fn the_condition_is_false_for_this_key() {
               window rate: 3 records came, 2 went on (3 aggregated)
               rule too_many: 2 records judged
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -257,21 +257,21 @@ fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
         PLAIN,
         &story,
         expect![[r#"
-        too_many: 2 alerts are active
-          host=b severity=warning: silenced, because the silence s1 mutes it
-          host=a severity=warning: notified, because it was handed to `mail`
+            too_many: 2 alerts are active
+              host=b severity=warning: silenced, because the silence s1 mutes it
+              host=a severity=warning: notified, because it was handed to `mail`
 
-        too_many for host=b severity=warning: silenced
-          because the silence s1 mutes it
+            too_many for host=b severity=warning: silenced
+              because the silence s1 mutes it
 
-          source app: 5 records read, 0 not readable
-          filter errors: 5 records came, 4 went on (1 filtered)
-          window rate: 4 records came, 2 went on (4 aggregated)
-          rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: the silence s1 mutes it
+              source app: 5 records read, 0 not readable
+              filter errors: 5 records came, 4 went on (1 filtered)
+              window rate: 4 records came, 2 went on (4 aggregated)
+              rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: the silence s1 mutes it
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
     let answer = why(&plan(&PLAIN), &standing(&plan(&PLAIN), &story, &PLAIN), "too_many", None, None).unwrap();
     expect![[r#"{"active":2,"alerts":[{"because":"the silence s1 mutes it","cause":"silenced","fingerprint":"a622a4de8acb9a21","labels":{"host":"b","severity":"warning"},"state":"firing"},{"because":"it was handed to `mail`","cause":"notified","fingerprint":"b795e3cbb590e136","labels":{"host":"a","severity":"warning"},"state":"firing"}],"because":"the silence s1 mutes it","cause":"silenced","facts":["source app: 5 records read, 0 not readable","filter errors: 5 records came, 4 went on (1 filtered)","window rate: 4 records came, 2 went on (4 aggregated)","rule too_many: host=b severity=warning fires since 1970-01-01T00:01:00Z, values {\"errors\":2}","notify oncall, receiver default: the silence s1 mutes it"],"key":null,"rule":"too_many","source":"the test"}"#]].assert_eq(&answer.json().to_string());
@@ -281,40 +281,40 @@ fn several_are_active_and_the_one_that_needs_it_most_is_explained() {
         PLAIN,
         &(hosts.collect::<String>() + "01:30 INFO a\n02:00"),
         expect![[r#"
-        too_many: 25 alerts are active
-          host=h1 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h10 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h11 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h12 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h13 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h14 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h15 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h16 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h17 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h18 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h19 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h2 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h20 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h21 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h22 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h23 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h24 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h3 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h4 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          host=h5 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
-          and 5 more
+            too_many: 25 alerts are active
+              host=h1 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h10 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h11 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h12 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h13 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h14 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h15 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h16 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h17 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h18 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h19 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h2 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h20 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h21 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h22 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h23 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h24 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h3 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h4 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              host=h5 severity=warning: group interval, because its group was told before and is again at 1970-01-01T00:06:00Z
+              and 5 more
 
-        too_many for host=h1 severity=warning: group interval
-          because its group was told before and is again at 1970-01-01T00:06:00Z
+            too_many for host=h1 severity=warning: group interval
+              because its group was told before and is again at 1970-01-01T00:06:00Z
 
-          source app: 51 records read, 0 not readable
-          filter errors: 51 records came, 50 went on (1 filtered)
-          window rate: 50 records came, 25 went on (50 aggregated)
-          rule too_many: host=h1 severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-          notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
+              source app: 51 records read, 0 not readable
+              filter errors: 51 records came, 50 went on (1 filtered)
+              window rate: 50 records came, 25 went on (50 aggregated)
+              rule too_many: host=h1 severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
+              notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -355,31 +355,31 @@ fn nobody_knows_the_key() {
         Scenario { key: Some("host=nope"), ..PLAIN },
         TWO_FIRE,
         expect![[r#"
-        too_many for host=nope: unknown key
-          because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; known are: host=a severity=warning · host=b severity=warning
+            too_many for host=nope: unknown key
+              because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; known are: host=a severity=warning · host=b severity=warning
 
-          source app: 5 records read, 0 not readable
-          filter errors: 5 records came, 4 went on (1 filtered)
-          window rate: 4 records came, 2 went on (4 aggregated)
-          rule too_many: 2 records judged
+              source app: 5 records read, 0 not readable
+              filter errors: 5 records came, 4 went on (1 filtered)
+              window rate: 4 records came, 2 went on (4 aggregated)
+              rule too_many: 2 records judged
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
     check(
         Scenario { key: Some("host=nope"), ..PLAIN },
         "00:10 ERROR a\n01:30 INFO a\n02:00",
         expect![[r#"
-        too_many for host=nope: unknown key
-          because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; the rule has none at all now
+            too_many for host=nope: unknown key
+              because no alert with the key host=nope is known: the condition was true of no record of it, or no record has it; the rule has none at all now
 
-          source app: 2 records read, 0 not readable
-          filter errors: 2 records came, 1 went on (1 filtered)
-          window rate: 1 records came, 1 went on (1 aggregated)
-          rule too_many: 1 records judged
+              source app: 2 records read, 0 not readable
+              filter errors: 2 records came, 1 went on (1 filtered)
+              window rate: 1 records came, 1 went on (1 aggregated)
+              rule too_many: 1 records judged
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -402,7 +402,7 @@ fn all_that_is_known_of_a_key_is_an_amendment() {
           window rate: 3 records came, 3 went on (3 aggregated)
           rule too_many: amended: at 1970-01-01T00:01:00Z the condition was false of host=b severity=warning and would be true with what came late, values {"errors":2,"superseded":true,"update":1}
 
-        (as of the test)
+        (as of the test; times are event time, but for those of deliveries)
     "#]].assert_eq(&answer.text());
 }
 
@@ -412,16 +412,16 @@ fn it_is_pending() {
         Scenario { rule: "for = \"2m\"", ..PLAIN },
         FIRING,
         expect![[r#"
-        too_many: pending
-          because the condition has held since 1970-01-01T00:01:00Z and must hold until 1970-01-01T00:03:00Z (`for`)
+            too_many: pending
+              because the condition has held since 1970-01-01T00:01:00Z and must hold until 1970-01-01T00:03:00Z (`for`)
 
-          source app: 3 records read, 0 not readable
-          filter errors: 3 records came, 2 went on (1 filtered)
-          window rate: 2 records came, 1 went on (2 aggregated)
-          rule too_many: host=a severity=warning is pending since 1970-01-01T00:01:00Z, values {"errors":2}
+              source app: 3 records read, 0 not readable
+              filter errors: 3 records came, 2 went on (1 filtered)
+              window rate: 2 records came, 1 went on (2 aggregated)
+              rule too_many: host=a severity=warning is pending since 1970-01-01T00:01:00Z, values {"errors":2}
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -439,7 +439,7 @@ fn it_is_over() {
               window rate: 3 records came, 2 went on (3 aggregated)
               rule too_many: host=a severity=warning was over at 1970-01-01T00:03:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -457,10 +457,10 @@ fn it_was_told() {
               filter errors: 3 records came, 2 went on (1 filtered)
               window rate: 2 records came, 1 went on (2 aggregated)
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z (event time), and again at 1970-01-01T04:01:00Z if nothing changes
               sink mail: how deliveries went is known to the running daemon alone
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -478,10 +478,10 @@ fn it_was_delivered() {
               filter errors: 3 records came, 2 went on (1 filtered)
               window rate: 2 records came, 1 went on (2 aggregated)
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z (event time), and again at 1970-01-01T04:01:00Z if nothing changes
               sink mail: `mail` delivered it at 1970-01-01T00:02:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -500,10 +500,10 @@ fn its_delivery_fails() {
               filter errors: 3 records came, 2 went on (1 filtered)
               window rate: 2 records came, 1 went on (2 aggregated)
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z (event time), and again at 1970-01-01T04:01:00Z if nothing changes
               sink mail: `mail` could not deliver it at 1970-01-01T00:02:00Z and tries again: the receiver answered 503
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -522,10 +522,10 @@ fn its_receiver_refused_it() {
               filter errors: 3 records came, 2 went on (1 filtered)
               window rate: 2 records came, 1 went on (2 aggregated)
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-              notify oncall, receiver default: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              notify oncall, receiver default: told at 1970-01-01T00:01:00Z (event time), and again at 1970-01-01T04:01:00Z if nothing changes
               sink mail: the receiver of `mail` refused it for good at 1970-01-01T00:02:00Z: the receiver answered 410
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -551,7 +551,7 @@ fn it_is_silenced() {
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
               notify oncall, receiver default: the silence c919805d-4ea7-8f98-8853-3113f554c66b mutes it
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -572,7 +572,7 @@ fn somebody_silences_it() {
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
               notify oncall, receiver default: the silence s1 mutes it
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -619,7 +619,7 @@ fn an_interval_mutes_it() {
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
               notify oncall, receiver default: the interval night mutes its route until 1970-01-01T06:00:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -639,7 +639,7 @@ fn its_group_waits() {
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
               notify oncall, receiver default: its group waits for more alerts until 1970-01-01T00:11:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -660,7 +660,7 @@ fn its_group_was_told_before() {
               rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
               notify oncall, receiver default: its group was told before and is again at 1970-01-01T00:06:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -684,7 +684,7 @@ fn the_budget_is_spent() {
               rule too_many: host=b severity=warning fires since 1970-01-01T00:02:00Z, values {"errors":2}
               notify oncall, receiver default: the budget is spent; a digest tells of it at 1970-01-01T01:01:00Z
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -705,7 +705,7 @@ fn somebody_takes_care() {
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
               notify oncall, receiver default: ana takes care of it
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -724,9 +724,9 @@ fn nobody_reads_its_receiver() {
               filter errors: 3 records came, 2 went on (1 filtered)
               window rate: 2 records came, 1 went on (2 aggregated)
               rule too_many: host=a severity=warning fires since 1970-01-01T00:01:00Z, values {"errors":2}
-              notify oncall, receiver nobody: told at 1970-01-01T00:01:00Z, and again at 1970-01-01T04:01:00Z if nothing changes
+              notify oncall, receiver nobody: told at 1970-01-01T00:01:00Z (event time), and again at 1970-01-01T04:01:00Z if nothing changes
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }
@@ -738,37 +738,37 @@ fn it_was_so_at_a_time() {
         Scenario { at: Some("1970-01-01T00:01:30Z"), ..PLAIN },
         &story,
         expect![[r#"
-        too_many: notified
-          because default was told at 1970-01-01T00:01:00Z (first)
+            too_many: notified
+              because default was told at 1970-01-01T00:01:00Z (event time; first)
 
-          rule too_many: host=a severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
-          notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (first)
+              rule too_many: host=a severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
+              notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (event time; first)
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
     check(
         Scenario { at: Some("1970-01-01T00:00:30Z"), ..PLAIN },
         &story,
         expect![[r#"
-        too_many: nothing told
-          because of what is still known, nothing was told of it before 1970-01-01T00:00:30Z
+            too_many: nothing told
+              because of what is still known, nothing was told of it before 1970-01-01T00:00:30Z
 
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
     check(
         Scenario { at: Some("1970-01-01T00:03:30Z"), ..PLAIN },
         &story,
         expect![[r#"
-        too_many: resolved
-          because it was over at 1970-01-01T00:03:00Z
+            too_many: resolved
+              because it was over at 1970-01-01T00:03:00Z
 
-          rule too_many: host=a severity=warning was resolved since 1970-01-01T00:03:00Z, values {"errors":1}
+              rule too_many: host=a severity=warning was resolved since 1970-01-01T00:03:00Z, values {"errors":1}
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -802,16 +802,16 @@ fn why_it_was_quiet_at_a_time() {
         Scenario { at: Some("1970-01-01T00:02:25Z"), ..PLAIN },
         &story,
         expect![[r#"
-        too_many: silenced
-          because the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
+            too_many: silenced
+              because the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
 
-          rule too_many: host=a severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
-          notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (first)
-          ana had taken care of it since 1970-01-01T00:02:10Z
-          the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
+              rule too_many: host=a severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
+              notification d8509458852c33747d53ae4d93a14119: default was told at 1970-01-01T00:01:00Z (event time; first)
+              ana had taken care of it since 1970-01-01T00:02:10Z
+              the silence s1 of bob muted it (works), until 1970-01-01T00:02:30Z
 
-        (as of the test)
-    "#]],
+            (as of the test; times are event time, but for those of deliveries)
+        "#]],
     );
 }
 
@@ -831,7 +831,7 @@ fn it_fired_at_a_time_and_nobody_was_told_of_it() {
 
               rule too_many: host=b severity=warning was firing since 1970-01-01T00:01:00Z, values {"errors":2}
 
-            (as of the test)
+            (as of the test; times are event time, but for those of deliveries)
         "#]],
     );
 }

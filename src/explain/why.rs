@@ -74,7 +74,7 @@ impl Answer {
         for fact in &self.facts {
             writeln!(text, "  {fact}").expect(write);
         }
-        writeln!(text, "\n(as of {})", self.source).expect(write);
+        writeln!(text, "\n(as of {}; times are event time, but for those of deliveries)", self.source).expect(write);
         text
     }
 
@@ -469,7 +469,7 @@ impl<'a> Inquiry<'a> {
         self.fact(was(self.rule, alert, since));
         let told = self.told_of(alert, since, at).map(|brief| {
             let text = |name: &str| brief[name].as_str().unwrap_or("?");
-            let told = format!("{} was told at {} ({})", text("receiver"), text("time"), text("reason"));
+            let told = format!("{} was told at {} (event time; {})", text("receiver"), text("time"), text("reason"));
             self.fact(format!("notification {}: {told}", text("id")));
             (if text("outcome") == "digest" { "over_budget" } else { "notified" }, told, &brief["acknowledged"])
         });
@@ -599,7 +599,8 @@ fn of_verdict(verdict: &Json) -> Cause {
         Some("digested") => ("digested", "a digest told of it".to_owned()),
         Some("acknowledged") => ("acknowledged", format!("{} takes care of it", text("by"))),
         Some("notified") => {
-            ("notified", format!("told at {}, and again at {} if nothing changes", text("at"), text("repeats_at")))
+            let (at, again) = (text("at"), text("repeats_at"));
+            ("notified", format!("told at {at} (event time), and again at {again} if nothing changes"))
         }
         _ => ("on_its_way", "nothing is known of it".to_owned()),
     }
