@@ -837,6 +837,19 @@ fn it_fired_at_a_time_and_nobody_was_told_of_it() {
 }
 
 #[test]
+fn a_long_notification_may_have_told_of_any_alert() {
+    let scenario = Scenario { notify: "group_wait = \"30s\"", ..PLAIN };
+    let hosts = (0..25).map(|host| format!("00:10 ERROR h{host}\n00:20 ERROR h{host}\n"));
+    let story = hosts.collect::<String>() + "01:40 INFO a\n02:30";
+    let plan = plan(&scenario);
+    let at = Timestamp::parse_rfc3339(b"1970-01-01T00:02:00Z");
+    let answer = why(&plan, &standing(&plan, &story, &scenario), "too_many", None, at).unwrap().json();
+    let of_cause = |cause: &str| answer["alerts"].as_array().unwrap().iter().filter(|it| it["cause"] == cause).count();
+    assert_eq!((of_cause("notified"), of_cause("firing")), (20, 5), "{answer:#}");
+    expect!["it fired since 1970-01-01T00:01:00Z, and of what is still known no notification told of it; one of 1970-01-01T00:01:30Z told of 25 alerts, of which 20 are still known"].assert_eq(answer["because"].as_str().unwrap());
+}
+
+#[test]
 fn what_is_to_come_is_not_told() {
     let plan = plan(&PLAIN);
     let at = Timestamp::parse_rfc3339(b"1970-01-01T01:00:00Z");

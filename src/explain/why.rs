@@ -487,7 +487,10 @@ impl<'a> Inquiry<'a> {
             (None, Some(attended), _) => ("acknowledged", attended),
             (None, None, Some((cause, told, _))) => (cause, told),
             (None, None, None) => {
-                ("firing", format!("it fired since {since}, and of what is still known no notification told of it"))
+                let unlisted = self.unlisted(since, at).unwrap_or_default();
+                let told =
+                    format!("it fired since {since}, and of what is still known no notification told of it{unlisted}");
+                ("firing", told)
             }
         }
     }
@@ -501,6 +504,17 @@ impl<'a> Inquiry<'a> {
                 && moment(brief, "time").is_some_and(|time| (since..=at).contains(&time))
         };
         notifications.filter(is_of_it).max_by_key(|brief| moment(brief, "time"))
+    }
+
+    /// The last notification of that time that told of more alerts than are kept of it: it may have told of any.
+    fn unlisted(&self, since: Timestamp, at: Timestamp) -> Option<String> {
+        let count = |brief: &Json| brief["firing"].as_u64().unwrap_or(0) + brief["resolved"].as_u64().unwrap_or(0);
+        let listed = |brief: &Json| brief["alerts"].as_array().map_or(0, Vec::len) as u64;
+        let notifications = self.standing.views.values().filter_map(|view| view["notifications"].as_array()).flatten();
+        let of_time = notifications.filter_map(|brief| Some((moment(brief, "time")?, brief)));
+        let long = of_time.filter(|(time, brief)| (since..=at).contains(time) && count(brief) > listed(brief));
+        let (time, brief) = long.max_by_key(|(time, _)| *time)?;
+        Some(format!("; one of {time} told of {} alerts, of which {} are still known", count(brief), listed(brief)))
     }
 
     /// The silences that muted an alert at a moment, in words, each once.
