@@ -424,6 +424,41 @@ fn secrets_are_told_by_what_they_are_for() {
 }
 
 #[test]
+fn amendments_are_read_by_those_who_can_tell_them() {
+    let rule = "[sources.app]\ntype = \"stdin\"\ncodec = \"json\"\ntimestamp = { field = \".ts\" }\n\n[operators.failing]\n\
+                type = \"alert\"\ninputs = [\"app\"]\ncondition = \".status >= 500\"\n";
+    let reader =
+        |kind: &str, options: &str| format!("\n[{kind}.x]\ninputs = [\"failing\", \"failing.amended\"]\n{options}\n");
+    let told = |part: &str| {
+        let files = [SourceFile { name: "a.toml".to_owned(), text: format!("{rule}{part}") }];
+        tocsin_config::check(&files, &Fixed, &CATALOG, &[]).err().map_or(String::new(), |report| report.render(false))
+    };
+    let out = "[sinks.out]\ntype = \"console\"\ninputs = [\"x\"]\n";
+    expect![[r#"
+        a.toml:12:22: error: `notify` does not take amendments, which is what `failing.amended` hands on
+        12 | inputs = ["failing", "failing.amended"]
+           |                      ^^^^^^^^^^^^^^^^^
+        help: an amendment says that something was decided wrongly, and is neither a beginning nor an end: read `failing.amended` with a sink for a chat, a mail or a file
+
+        1 problem
+    "#]].assert_eq(&told(&(reader("operators", "type = \"notify\"") + out)));
+    let pagers = [
+        "type = \"pagerduty\"\nrouting_key = \"k\"",
+        "type = \"opsgenie\"\napi_key = \"k\"",
+        "type = \"alertmanager\"\nurls = [\"https://am.example.org\"]",
+    ];
+    for pager in pagers {
+        let said = told(&reader("sinks", pager));
+        assert!(said.contains("does not take amendments"), "{said}");
+    }
+    assert_eq!(told(&reader("sinks", "type = \"slack\"\nurl = \"https://hooks.slack.com/services/x\"")), "");
+    // An output of that name of anything else holds what it likes.
+    let route = "\n[operators.split]\ntype = \"route\"\ninputs = [\"failing\"]\nroutes.amended = \".state == \\\"firing\\\"\"\n\n\
+                 [operators.x]\ntype = \"notify\"\ninputs = [\"split.amended\", \"split.other\"]\n";
+    assert_eq!(told(&format!("{route}{out}")), "");
+}
+
+#[test]
 fn findings_are_warnings_that_can_be_allowed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.toml");

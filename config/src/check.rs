@@ -1,5 +1,6 @@
 //! Checking: text in, a plan or all its problems out. Nothing but the [`Environment`] is asked of the outside world.
 
+mod amendments;
 mod findings;
 mod reading;
 mod typing;
@@ -167,6 +168,7 @@ impl<'a> Checker<'a> {
         }
         let graph = graph::resolve(&vertices, self.is_partial, &mut self.problems);
         let tests = self.test_cases(&vertices, &graph);
+        self.problems.extend(amendments::problems(&vertices, &drafts, &graph));
         self.fields(&vertices, &drafts, &written, &graph);
         self.scale(&members(&vertices, &drafts, &written, &graph), &graph, store);
         let ends =

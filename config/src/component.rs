@@ -291,6 +291,11 @@ pub trait OperatorConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static 
         Facts::Nothing
     }
 
+    /// Whether it can do something with amendments: records that say that a rule decided wrongly.
+    fn takes_amendments(&self) -> bool {
+        true
+    }
+
     /// Whether what people say to the daemon is for it: then it reads the source [`COMMANDS`](crate::COMMANDS) too.
     fn obeys(&self) -> bool {
         false
@@ -345,6 +350,11 @@ pub trait SinkConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// Whether it has the output `NAME.failed`: the records that it could not deliver, as they came.
     fn hands_on(&self) -> bool {
         false
+    }
+
+    /// As [`OperatorConfig::takes_amendments`].
+    fn takes_amendments(&self) -> bool {
+        true
     }
 
     /// The options that give its state its meaning, as for operators. Most sinks keep what is still to be delivered, which
@@ -454,6 +464,7 @@ pub trait AnyOperator: Send + Sync {
     fn reads_fields(&self) -> Vec<FieldRead>;
     fn repartition(&self) -> Option<Repartition>;
     fn facts(&self) -> Facts;
+    fn takes_amendments(&self) -> bool;
     fn obeys(&self) -> bool;
     fn build(&self, context: &mut BuildContext<'_>) -> Built;
 }
@@ -504,6 +515,10 @@ impl<C: OperatorConfig> AnyOperator for C {
         OperatorConfig::facts(self)
     }
 
+    fn takes_amendments(&self) -> bool {
+        OperatorConfig::takes_amendments(self)
+    }
+
     fn obeys(&self) -> bool {
         OperatorConfig::obeys(self)
     }
@@ -523,6 +538,7 @@ pub trait AnySink: Send + Sync {
     fn hands_on(&self) -> bool;
     fn ports(&self) -> Ports;
     fn audience(&self) -> Audience;
+    fn takes_amendments(&self) -> bool;
     fn state_shape(&self) -> Json;
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink>;
 }
@@ -559,6 +575,10 @@ impl<C: SinkConfig> AnySink for C {
 
     fn audience(&self) -> Audience {
         SinkConfig::audience(self)
+    }
+
+    fn takes_amendments(&self) -> bool {
+        SinkConfig::takes_amendments(self)
     }
 
     fn state_shape(&self) -> Json {

@@ -31,7 +31,8 @@ const URLS_MAX: usize = 16;
 ///
 /// An alert has its labels, `alertname` (the rule) and `labels` of the sink's own; annotations; `startsAt`; and `generatorURL`. The
 /// letters of label names that Prometheus does not know become `_`. A notification of several alerts (`notify`) sends each of
-/// them. Records that are no alerts are refused: they go to `NAME.rejected`. *Pending* is not sent.
+/// them. Records that are no alerts are refused: they go to `NAME.rejected`. *Pending* and *amended* are not
+/// sent; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Alertmanager takes an alert as resolved at its `endsAt`. Of *resolved* alerts that is when they ended; of *firing* ones
 /// `ends_after` from the moment of sending. It also forgets alerts when it is started again. So firing alerts must come again from
@@ -143,6 +144,10 @@ impl SinkConfig for Config {
 
     fn hands_on(&self) -> bool {
         true
+    }
+
+    fn takes_amendments(&self) -> bool {
+        false
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
@@ -261,7 +266,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{body, config, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -371,7 +376,9 @@ mod tests {
               }
             ]"#]],
         );
-        check(&FIRING.replace("\"firing\"", "\"pending\""), expect![[""]]);
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+            check(nothing, expect![[""]]);
+        }
         let manager = Alertmanager::new(&config(r#"{"urls":["https://am"]}"#));
         assert!(manager.payload(&crate::notice::tests::record(r#"{"message":"x"}"#)).is_err());
     }

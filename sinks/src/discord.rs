@@ -185,12 +185,33 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
         let options = r#"{"url":"https://discord.com/api/webhooks/1/x","username":"tocsin","mention":"<@&7>"}"#;
         payload(&Discord::new(&config(options)), record, expected);
+    }
+
+    #[test]
+    fn an_amendment_is_told_in_words_and_in_no_colour_of_alerts() {
+        check(
+            AMENDED,
+            expect![[r#"
+            {
+              "allowed_mentions": {
+                "parse": []
+              },
+              "embeds": [
+                {
+                  "color": 5533306,
+                  "description": "what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not\nhost=a\\<b\\>, severity=critical\nerrors: 9\nupdate: 1\namends: abc",
+                  "title": "\\[AMENDED\\] errors {host=\"a\\<b\\>\", severity=\"critical\"}"
+                }
+              ],
+              "username": "tocsin"
+            }"#]],
+        );
     }
 
     #[test]

@@ -39,7 +39,7 @@ const INHERITED: [&str; 8] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "T
 ///
 /// The record is its standard input, as JSON. `TOCSIN_ID` is the record's identity, the same on each attempt, after a restart and in
 /// a replay, so that the command can tell a repetition. Further it gets `TOCSIN_SINK`, `TOCSIN_ATTEMPT` (1 for the first),
-/// `TOCSIN_STATE` (`firing`, `resolved`, `pending` or nothing), `TOCSIN_ALERT`, `TOCSIN_SEVERITY` (`critical`, `error`, `warning`,
+/// `TOCSIN_STATE` (`firing`, `resolved`, `pending`, `amended` or nothing), `TOCSIN_ALERT`, `TOCSIN_SEVERITY` (`critical`, `error`, `warning`,
 /// `info`), `TOCSIN_KEY` (the same for all of an episode), `TOCSIN_TITLE`, and of the daemon's own environment `PATH`, `HOME`,
 /// `USER`, `LANG`, `LC_ALL`, `TZ`, `TMPDIR` and `SSL_CERT_FILE`. No shell is involved: `command` is the program and its
 /// arguments, and what stands in records is in none of them.
@@ -174,6 +174,7 @@ impl Runner {
             State::Pending => "pending",
             State::Firing => "firing",
             State::Resolved => "resolved",
+            State::Amended => "amended",
             State::None => "",
         };
         let mut command = Command::new(&self.command[0]);

@@ -33,7 +33,8 @@ const DETAILS_MAX: usize = 8000;
 /// *Firing* creates, *resolved* closes what it created: both have the same `alias`, made of the fingerprint and the episode. The
 /// priority is made of the label `severity`: P1 for `critical`, P2 for `error` and where there is none, P3 for `warning`, P5 for
 /// `info`. Labels become details; links and all else stand in the description. Records that are no alerts create an alert each,
-/// of priority P5, which nothing closes. *Pending* is not told.
+/// of priority P5, which nothing closes. *Pending* and
+/// *amended* are not told; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Answers 200 to 299 mean delivered: Opsgenie has taken the request. 401, 403, 429 and 500 to 599, no answer and a broken
 /// connection mean to try again, for `max_age`. Every other answer refuses the record: it goes to `NAME.rejected`, and as it came
@@ -103,6 +104,10 @@ impl SinkConfig for Config {
 
     fn hands_on(&self) -> bool {
         true
+    }
+
+    fn takes_amendments(&self) -> bool {
+        false
     }
 
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
@@ -186,7 +191,7 @@ impl Opsgenie {
 impl Service for Opsgenie {
     fn payload(&self, record: &Value) -> Result<Option<Vec<u8>>, String> {
         let notice = Notice::of(record);
-        if notice.state == State::Pending {
+        if notice.opens_nothing() {
             return Ok(None);
         }
         let order = self.order(&notice, record);
@@ -210,7 +215,7 @@ impl Service for Opsgenie {
     }
 
     fn preview(&self, record: &Value) -> Option<Notification> {
-        (Notice::of(record).state != State::Pending).then(|| self.wording.preview(record))
+        (!Notice::of(record).opens_nothing()).then(|| self.wording.preview(record))
     }
 }
 
@@ -225,7 +230,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -307,7 +312,9 @@ mod tests {
               "close": null
             }"#]],
         );
-        check(&FIRING.replace("\"firing\"", "\"pending\""), expect![[""]]);
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+            check(nothing, expect![[""]]);
+        }
     }
 
     #[test]

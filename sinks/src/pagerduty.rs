@@ -30,7 +30,8 @@ const DETAILS_MAX: usize = 32 << 10;
 /// *Firing* triggers, *resolved* resolves what it triggered: both have the same `dedup_key`, made of the fingerprint and the
 /// episode. So a repetition changes the incident that is there, and a new episode makes a new one. The severity is that of the
 /// label `severity` in PagerDuty's words (`critical`, `error`, `warning`, `info`; `error` if there is none). Records that are no
-/// alerts trigger an incident each, of severity `info`, which nothing resolves. *Pending* is not told.
+/// alerts trigger an incident each, of severity `info`, which nothing resolves. *Pending* and
+/// *amended* are not told; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Links are where to acknowledge, and annotations that are URLs, such as `runbook`. `title` is the summary of an incident,
 /// `text` the field `text` of its details.
@@ -102,6 +103,10 @@ impl SinkConfig for Config {
         true
     }
 
+    fn takes_amendments(&self) -> bool {
+        false
+    }
+
     fn build(&self, context: &mut BuildContext<'_>) -> Box<dyn Sink> {
         service::sink(PagerDuty::new(self), &self.delivery, &self.connection, context)
     }
@@ -143,7 +148,7 @@ impl Service for PagerDuty {
     /// An event without its key, which is a secret.
     fn payload(&self, record: &Value) -> Result<Option<Vec<u8>>, String> {
         let notice = Notice::of(record);
-        if notice.state == State::Pending {
+        if notice.opens_nothing() {
             return Ok(None);
         }
         let key = cut(&notice.key, KEY_MAX);
@@ -187,7 +192,7 @@ impl Service for PagerDuty {
     }
 
     fn preview(&self, record: &Value) -> Option<Notification> {
-        (Notice::of(record).state != State::Pending).then(|| self.wording.preview(record))
+        (!Notice::of(record).opens_nothing()).then(|| self.wording.preview(record))
     }
 }
 
@@ -196,7 +201,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -290,7 +295,9 @@ mod tests {
               }
             }"#]],
         );
-        check(&FIRING.replace("\"firing\"", "\"pending\""), expect![[""]]);
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+            check(nothing, expect![[""]]);
+        }
     }
 
     #[tokio::test]

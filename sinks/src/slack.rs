@@ -150,11 +150,45 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{body, config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
         payload(&Slack::new(&config(r#"{"url":"https://hooks.slack.com/services/T/B/x"}"#)), record, expected);
+    }
+
+    #[test]
+    fn an_amendment_is_told_in_words_and_in_no_colour_of_alerts() {
+        check(
+            AMENDED,
+            expect![[r##"
+            {
+              "attachments": [
+                {
+                  "blocks": [
+                    {
+                      "text": {
+                        "text": "what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not\nhost=a&lt;b&gt;, severity=critical\nerrors: 9\nupdate: 1\namends: abc",
+                        "type": "mrkdwn"
+                      },
+                      "type": "section"
+                    }
+                  ],
+                  "color": "#546e7a"
+                }
+              ],
+              "blocks": [
+                {
+                  "text": {
+                    "text": "*[AMENDED] errors {host=\"a&lt;b&gt;\", severity=\"critical\"}*",
+                    "type": "mrkdwn"
+                  },
+                  "type": "section"
+                }
+              ],
+              "text": "[AMENDED] errors {host=\"a&lt;b&gt;\", severity=\"critical\"}"
+            }"##]],
+        );
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Service for Teams {
         let words = self.wording.of(&notice, record);
         let colour = match (notice.state, notice.severity) {
             (State::Resolved, _) => "Good",
+            (State::Amended, _) => "Default",
             (State::None, _) if !notice.is_digest => "Default",
             (_, Severity::Critical | Severity::Error) => "Attention",
             (_, Severity::Warning) => "Warning",
@@ -170,11 +171,52 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{config, delivers, payload, problems};
 
     fn check(record: &str, expected: expect_test::Expect) {
         payload(&Teams::new(&config(r#"{"url":"https://example.org/workflows/x"}"#)), record, expected);
+    }
+
+    #[test]
+    fn an_amendment_is_told_in_words_and_in_no_colour_of_alerts() {
+        check(
+            AMENDED,
+            expect![[r#"
+            {
+              "attachments": [
+                {
+                  "content": {
+                    "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+                    "actions": [],
+                    "body": [
+                      {
+                        "color": "Default",
+                        "size": "Medium",
+                        "text": "\\[AMENDED\\] errors {host=\"a<b>\", severity=\"critical\"}",
+                        "type": "TextBlock",
+                        "weight": "Bolder",
+                        "wrap": true
+                      },
+                      {
+                        "text": "what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not\n\nhost=a<b>, severity=critical\n\nerrors: 9\n\nupdate: 1\n\namends: abc",
+                        "type": "TextBlock",
+                        "wrap": true
+                      }
+                    ],
+                    "msteams": {
+                      "width": "Full"
+                    },
+                    "type": "AdaptiveCard",
+                    "version": "1.4"
+                  },
+                  "contentType": "application/vnd.microsoft.card.adaptive",
+                  "contentUrl": null
+                }
+              ],
+              "type": "message"
+            }"#]],
+        );
     }
 
     #[test]

@@ -211,12 +211,29 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
         let options = r#"{"token":"1:x","chat_id":"-100","message_thread_id":7}"#;
         payload(&Telegram::new(&config(options)), record, expected);
+    }
+
+    #[test]
+    fn an_amendment_is_told_in_words_and_in_no_colour_of_alerts() {
+        check(
+            AMENDED,
+            expect![[r#"
+            {
+              "chat_id": "-100",
+              "link_preview_options": {
+                "is_disabled": true
+              },
+              "message_thread_id": 7,
+              "parse_mode": "HTML",
+              "text": "<b>[AMENDED] errors {host=&quot;a&lt;b&gt;&quot;, severity=&quot;critical&quot;}</b>\nwhat came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not\nhost=a&lt;b&gt;, severity=critical\nerrors: 9\nupdate: 1\namends: abc"
+            }"#]],
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Alerts and records to an HTTP endpoint, one request each.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use tocsin_pipeline::time::Timestamp;
 use vrl::value::{ObjectMap, Value};
 
 use crate::delivery::{Delivery, Usual};
+use crate::notice::{Notice, State};
 use crate::outbox::{self, Digest, Row};
 use crate::service::{self, AGENT, Connection, Service};
 
@@ -73,7 +75,8 @@ pub(crate) struct Config {
     #[serde(default)]
     headers: BTreeMap<String, Secret>,
     /// What to send when there is no `body`: `"tocsin"` (default): the record as JSON; `"alertmanager"`: alerts in the form
-    /// in which Alertmanager sends them (version 4), other records as JSON.
+    /// in which Alertmanager sends them (version 4), other records as JSON. An amendment has one field more as JSON: `summary`,
+    /// what it says in words.
     #[serde(default)]
     preset: Preset,
     /// The body as a text with `{{ field }}`; `{{ field | tojson }}` writes a value as JSON. At most 64 KiB.
@@ -201,9 +204,9 @@ impl Service for Webhook {
             (Some(body), _) => body.render(record).text.into_bytes(),
             (None, Preset::Alertmanager) => match alertmanager(record, &self.name) {
                 Some(payload) => payload.to_string().into_bytes(),
-                None => json_bytes(record),
+                None => json_bytes(&worded(record)),
             },
-            (None, Preset::Tocsin) => json_bytes(record),
+            (None, Preset::Tocsin) => json_bytes(&worded(record)),
         }))
     }
 
@@ -259,6 +262,17 @@ fn json_bytes(record: &Value) -> Vec<u8> {
     text
 }
 
+/// A record as it is sent: an amendment with what it says in words, as its fields alone are told by few.
+fn worded(record: &Value) -> Cow<'_, Value> {
+    let notice = Notice::of(record);
+    let Some(fields) = record.as_object().filter(|_| notice.state == State::Amended) else {
+        return Cow::Borrowed(record);
+    };
+    let mut fields = fields.clone();
+    fields.insert("summary".into(), notice.summary.into());
+    Cow::Owned(Value::Object(fields))
+}
+
 /// Says that an alert has not ended: the moment that Go's empty time stands for.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
@@ -272,7 +286,9 @@ fn alertmanager(record: &Value, receiver: &str) -> Option<serde_json::Value> {
         );
     }
     let field = |name: &str| record.get(name).and_then(|value| serde_json::to_value(value).ok());
-    let (rule, status, mut labels) = (field("alert")?, field("state")?, field("labels")?);
+    // Alertmanager knows no amendments.
+    let status = field("state").filter(|state| state != "amended")?;
+    let (rule, mut labels) = (field("alert")?, field("labels")?);
     labels.as_object_mut()?.insert("alertname".to_owned(), rule.clone());
     let annotations = field("annotations").unwrap_or_else(|| serde_json::json!({}));
     let ends_at = field("ends_at").filter(|end| end.is_string()).unwrap_or_else(|| NEVER.into());
@@ -378,6 +394,7 @@ mod tests {
 
     use super::*;
     use crate::conformance::{Running, records, sink};
+    use crate::notice::tests::AMENDED;
     use crate::service::tests::{body, problems, serve};
 
     const ALERT: &str = r#"{"alert":"errors","state":"firing","fingerprint":"f1","id":"abc","labels":{"host":"a"},"annotations":{"summary":"bad"},"starts_at":"2026-11-20T12:00:00Z","ends_at":null}"#;
@@ -419,6 +436,18 @@ mod tests {
         let options = format!(r#"{{"url":"{url}/hook","allow_http":true}}"#);
         assert_eq!(run(&options, &[ALERT]).await, (0, 1));
         assert!(requests.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_amendment_comes_with_words_and_not_as_an_alert() {
+        let (url, requests) = serve(&[]).await;
+        for preset in ["tocsin", "alertmanager"] {
+            let options = format!(r#"{{"url":"{url}/hook","allow_private":true,"preset":"{preset}"}}"#);
+            assert_eq!(run(&options, &[AMENDED]).await, (1, 0));
+        }
+        let requests = requests.lock().unwrap();
+        assert_eq!(body(&requests[0]), body(&requests[1]));
+        expect![[r#"{"alert":"errors","amends":"abc","fingerprint":"f1","id":"ghi","is":true,"labels":{"host":"a<b>","severity":"critical"},"state":"amended","summary":"what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not","time":"2026-11-20T12:03:00Z","values":{"errors":9,"update":1},"was":false}"#]].assert_eq(body(&requests[0]));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use super::record::Link;
 use super::route::{DEFAULT, EscalationOptions, RootOptions, RouteOptions, Tree, problems_of_matchers};
 
 /// Tells people of alerts as Alertmanager does: in groups, by routes, not while silenced, inhibited or muted, again while nothing
-/// changes, and to somebody else if nobody takes care. It reads the records of `alert` and of the source `alerts`, and hands on
+/// changes, and to somebody else if nobody takes care. It reads the records of `alert` (not its amendments) and of the source `alerts`, and hands on
 /// one record for each notification: `NAME` gives those for the receiver `default`, `NAME.receiver` those for the other receivers that routes
 /// name. Sinks that tell people read them; in templates `state`, `labels`, `annotations` are what the alerts have in common, and `alerts`
 /// lists them:
@@ -289,6 +289,10 @@ impl OperatorConfig for Config {
     /// Alerts that people were told of must be told to the end, so no option is reason enough to forget them.
     fn state_shape(&self, _: Json) -> Json {
         Json::Null
+    }
+
+    fn takes_amendments(&self) -> bool {
+        false
     }
 
     fn keying(&self) -> Keying {

@@ -32,7 +32,8 @@ use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, Row}
 /// Each recipient gets a mail in an SMTP transaction of its own, so that one bad address does not keep the others from
 /// being told. A mail has a text and an HTML part; what stands in records is escaped in the one and harmless in both. Its
 /// `Message-ID` follows from the record's identity: it is the same on each attempt, after a restart and in a replay. The
-/// mail that tells of the end of an alert answers the one that told of its beginning, so that they form one thread. The
+/// mail that tells of the end of an alert answers the one that told of its beginning, so that they form one thread;
+/// one that tells of an amendment answers the one that told what it amends. The
 /// headers `Auto-Submitted: auto-generated` and `X-Auto-Response-Suppress` keep answering machines from answering, and
 /// `List-Id: <SINK.tocsin.DOMAIN>`, with the domain of `from`, is for filters.
 ///
@@ -83,8 +84,8 @@ pub(crate) struct Config {
     /// The addresses that mails go to; at least one, at most 1000.
     to: Vec<String>,
     /// The subject as a text with `{{ field }}`; the record as a whole is `record`. `notice` is what is made of it: `title`,
-    /// `severity`, `alerts` (a line for each of several), `urls` (annotations that are URLs, and where to acknowledge), `chart`
-    /// (`bars`, `line`, `low`, `high`, `last`, `since`, `until`; only if there is a history). It is one line of at most 200 letters.
+    /// `summary` (of an amendment what it says in words), `severity`, `alerts` (a line for each of several), `urls` (annotations that are
+    /// URLs, and where to acknowledge), `chart` (`bars`, `line`, `low`, `high`, `last`, `since`, `until`; only if there is a history). It is one line of at most 200 letters.
     #[serde(default = "default_subject")]
     subject: String,
     /// The text part.
@@ -317,6 +318,7 @@ fn notice(record: &Value, notice: Notice) -> Value {
     let lines = Notice::alerts(record).into_iter().map(Value::from);
     let mut fields: ObjectMap = [
         ("title".into(), Value::from(notice.title)),
+        ("summary".into(), Value::from(notice.summary)),
         ("severity".into(), Value::from(notice.severity.as_str())),
         ("urls".into(), Value::Object(urls.collect())),
         ("alerts".into(), Value::Array(lines.collect())),
@@ -357,7 +359,11 @@ impl Courier for Post {
             Field::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
             _ => None,
         };
-        let begun = text("firing_id").filter(|_| text("state").as_deref() == Some("resolved"));
+        let begun = match text("state").as_deref() {
+            Some("resolved") => text("firing_id"),
+            Some("amended") => text("amends"),
+            _ => None,
+        };
         let Worded { subject, text, html } = self.wording.of(&record);
         let draft = |to: &String| {
             let mail = message::Mail {

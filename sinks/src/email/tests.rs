@@ -504,6 +504,42 @@ async fn a_record_that_is_no_alert_gets_a_mail_of_its_fields() {
 }
 
 #[test]
+fn an_amendment_is_told_in_words() {
+    let config: Config =
+        serde_json::from_str(r#"{"smtp":"smtp://h","from":"tocsin@example.org","to":["a@b.c"]}"#).unwrap();
+    let wording = Wording {
+        subject: Template::compile(&config.subject, Escape::None).unwrap(),
+        text: Template::compile(&config.text, Escape::None).unwrap(),
+        html: Template::compile(&config.html, Escape::Html).unwrap(),
+    };
+    let Worded { subject, text, html } = wording.of(&crate::notice::tests::record(crate::notice::tests::AMENDED));
+    expect![[r#"
+        [AMENDED] errors {host="a<b>", severity="critical"}
+
+        errors: what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not.
+
+        host = a<b>
+        severity = critical
+        errors: 9
+        update: 1
+        amends: abc
+
+
+        <!doctype html><html><body style="font-family:sans-serif;color:#222">
+        <p style="font-size:18px;border-left:6px solid #546e7a;padding-left:10px">
+        <b>errors</b>: what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not</p>
+        <table style="border-collapse:collapse">
+        <tr><td style="padding:2px 12px 2px 0">host</td><td>a&lt;b&gt;</td></tr>
+        <tr><td style="padding:2px 12px 2px 0">severity</td><td>critical</td></tr>
+        <tr><td style="padding:2px 12px 2px 0">errors</td><td><b>9</b></td></tr>
+        <tr><td style="padding:2px 12px 2px 0">update</td><td><b>1</b></td></tr>
+        <tr><td style="padding:2px 12px 2px 0">amends</td><td>abc</td></tr>
+        </table>
+        </body></html>
+    "#]].assert_eq(&format!("{subject}\n\n{text}\n\n{html}"));
+}
+
+#[test]
 fn problems_are_told() {
     let config: Config = serde_json::from_str(
         r#"{"smtp":"smtps://u:p@host","starttls":"none","username":"u","from":"nobody","to":["a@b.c","x y@z"],

@@ -1,5 +1,5 @@
-//! What receivers need of a record, whatever it is: a transition of an alert, a notification of several alerts, a digest of what
-//! was not told one by one, or a record that is no alert.
+//! What receivers need of a record, whatever it is: a transition of an alert, an amendment, a notification of several alerts, a
+//! digest of what was not told one by one, or a record that is no alert.
 
 mod wording;
 
@@ -29,6 +29,8 @@ pub(crate) enum State {
     Pending,
     Firing,
     Resolved,
+    /// What came late says that something was decided wrongly: nothing fires, and nothing is over.
+    Amended,
     /// The record is no alert, or a digest of many.
     None,
 }
@@ -103,6 +105,7 @@ impl Notice {
             ("pending", true) => State::Pending,
             ("firing", true) => State::Firing,
             ("resolved", true) => State::Resolved,
+            ("amended", true) => State::Amended,
             _ => State::None,
         };
         let is_digest = fields.value("digest") == Some(&Value::Boolean(true));
@@ -110,7 +113,10 @@ impl Notice {
             state,
             name: fields.text("alert"),
             title: String::new(),
-            summary: Fields(fields.object("annotations")).text("summary"),
+            summary: match state {
+                State::Amended => fields.amendment(),
+                _ => Fields(fields.object("annotations")).text("summary"),
+            },
             lines: Vec::new(),
             labels: fields.texts("labels"),
             severity: fields.severity(state, is_digest),
@@ -122,12 +128,14 @@ impl Notice {
         notice.lines = match (state, is_digest) {
             (State::None, false) => other_lines(&fields),
             (State::None, true) => fields.alerts(ALERTS_MAX),
+            (State::Amended, _) => amendment_lines(&fields),
             _ => alert_lines(&fields, &notice.links),
         };
         let title = match (state, is_digest) {
             (State::None, true) => format!("[DIGEST] {}", notice.summary),
             (State::None, false) if fields.has("message") => fields.text("message"),
             (State::None, false) => json_of(record),
+            (State::Amended, _) => amendment_title(&fields, &notice),
             _ => alert_title(&fields, &notice),
         };
         let mark = if fields.value("test") == Some(&Value::Boolean(true)) { "[TEST] " } else { "" };
@@ -153,10 +161,16 @@ impl Notice {
         if is_one { Vec::new() } else { fields.alerts(ALERTS_ALL_MAX) }
     }
 
+    /// Whether it is none of those that keep alerts open until they are told of the end: they would open what nothing closes.
+    pub(crate) fn opens_nothing(&self) -> bool {
+        matches!(self.state, State::Pending | State::Amended)
+    }
+
     /// A colour for it, as `0xRRGGBB`.
     pub(crate) fn colour(&self) -> u32 {
         match (self.state, self.severity) {
             (State::Resolved, _) => 0x2e_7d32,
+            (State::Amended, _) => 0x54_6e7a,
             (State::None, _) if !self.is_digest => 0x54_6e7a,
             (_, Severity::Critical) => 0xc6_2828,
             (_, Severity::Error) => 0xe6_5100,
@@ -207,7 +221,7 @@ impl<'a> Fields<'a> {
         let alerts = self.list("alerts").iter().map(|alert| Fields(alert.as_object()));
         let worst = || alerts.filter(|alert| alert.text("state") == "firing").filter_map(own).max();
         let usual = match (state, is_digest) {
-            (State::None, false) => Severity::Info,
+            (State::None, false) | (State::Amended, _) => Severity::Info,
             (State::None, true) if self.number("firing") == 0 => Severity::Info,
             _ => Severity::Error,
         };
@@ -230,6 +244,18 @@ impl<'a> Fields<'a> {
         let all = std::iter::once(acknowledge).chain(self.texts("annotations"));
         let links = all.filter(|(_, url)| is_url(url)).map(|(text, url)| Link { text, url });
         links.take(LINKS_MAX).collect()
+    }
+
+    /// What an amendment says, in a sentence.
+    fn amendment(self) -> String {
+        let (was, is) = match self.value("is") == Some(&Value::Boolean(true)) {
+            true => ("did not", "held"),
+            false => ("did", "did not hold"),
+        };
+        format!(
+            "what came late says that the condition {is} at {}, and it was decided that it {was}",
+            self.text("time")
+        )
     }
 
     /// The alerts of a notification or a digest, a line each, at most so many.
@@ -286,6 +312,21 @@ fn alert_title(fields: &Fields<'_>, notice: &Notice) -> String {
         (true, true) => {}
     }
     title
+}
+
+fn amendment_title(fields: &Fields<'_>, notice: &Notice) -> String {
+    let labels: Vec<_> = fields.texts("labels").iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+    let labels = if labels.is_empty() { String::new() } else { format!(" {{{}}}", labels.join(", ")) };
+    format!("[AMENDED] {}{labels}", notice.name)
+}
+
+/// What an amendment is about, beside its sentence.
+fn amendment_lines(fields: &Fields<'_>) -> Vec<String> {
+    let labels = pairs(&fields.texts("labels"));
+    let values = fields.texts("values").into_iter().map(|(name, value)| format!("{name}: {value}"));
+    let amends = fields.has("amends").then(|| format!("amends: {}", fields.text("amends")));
+    let lines = std::iter::once(labels).filter(|labels| !labels.is_empty()).chain(values).chain(amends);
+    lines.map(|line| one_line(&line, LINE_MAX)).collect()
 }
 
 fn alert_lines(fields: &Fields<'_>, links: &[Link]) -> Vec<String> {
@@ -372,6 +413,10 @@ pub(crate) mod tests {
         "labels":{"host":"a<b>","severity":"critical"},"annotations":{"summary":"too many & more"},
         "starts_at":"2026-11-20T12:00:00Z","ends_at":"2026-11-20T12:05:00Z","values":{"errors":0},"evidence":[]}"#;
 
+    pub(crate) const AMENDED: &str = r#"{"alert":"errors","state":"amended","fingerprint":"f1","id":"ghi","amends":"abc",
+        "labels":{"host":"a<b>","severity":"critical"},"time":"2026-11-20T12:03:00Z","was":false,"is":true,
+        "values":{"errors":9,"update":1}}"#;
+
     pub(crate) const GROUP: &str = r#"{"notification":"oncall","receiver":"default","reason":"escalated","state":"firing",
         "alert":"errors","fingerprint":"g1","firing_id":"i1","id":"i2","group_labels":{"severity":"warning"},
         "group_key":"{}:{severity=\"warning\"}","labels":{"severity":"warning"},"annotations":{},
@@ -439,6 +484,32 @@ pub(crate) mod tests {
                 until: 2026-11-20T12:05:00Z
             "#]],
         );
+    }
+
+    #[test]
+    fn an_amendment_is_told_in_words() {
+        check(
+            AMENDED,
+            expect![[r#"
+            Amended Critical ghi
+            [AMENDED] errors {host="a<b>", severity="critical"}
+            what came late says that the condition held at 2026-11-20T12:03:00Z, and it was decided that it did not
+            host=a<b>, severity=critical
+            errors: 9
+            update: 1
+            amends: abc
+        "#]],
+        );
+        check(
+            r#"{"alert":"errors","state":"amended","labels":{},"amends":null,"time":"2026-11-20T12:03:00Z","was":true,
+                "is":false,"values":{}}"#,
+            expect![[r#"
+                Amended Info df82768ecc58822e28bc72e6de0db9a6
+                [AMENDED] errors
+                what came late says that the condition did not hold at 2026-11-20T12:03:00Z, and it was decided that it did
+            "#]],
+        );
+        assert_eq!(Notice::of(&record(AMENDED)).colour(), Notice::of(&record("{}")).colour());
     }
 
     #[test]

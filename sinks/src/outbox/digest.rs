@@ -12,6 +12,8 @@ use serde_json::{Value as Json, json};
 use tocsin_pipeline::time::Timestamp;
 use vrl::value::Value;
 
+use crate::notice::Notice;
+
 /// How many of the first notifications are listed.
 const FIRST_MAX: usize = 100;
 /// How many of the last.
@@ -50,6 +52,11 @@ impl Item {
             String::from_utf8_lossy(&text).into_owned()
         };
         match (text("alert"), text("state")) {
+            // It changes nothing in how its alert stands.
+            (Some(_), Some(state)) if state == "amended" => {
+                let name = cut(&Notice::of(record).title);
+                Self { name, state: String::new(), thread: String::new(), labels: String::new(), time: time.0 }
+            }
             (Some(name), Some(state)) => {
                 let labels = field("labels").map(as_json).filter(|labels| labels.len() <= LABELS_MAX);
                 Self { name, state, thread: thread.to_owned(), labels: labels.unwrap_or_default(), time: time.0 }
@@ -343,6 +350,18 @@ mod tests {
             digest.fold(&folded(number, name, state), true);
         }
         digest
+    }
+
+    #[test]
+    fn an_amendment_leaves_the_line_of_its_alert_as_it_is() {
+        let mut digest = digest(&[("disk", "firing")]);
+        let record =
+            json!({ "alert": "disk", "state": "amended", "labels": {}, "time": "2026-11-20T12:03:00Z", "is": true });
+        let record = tocsin_pipeline::json::parse_value(record.to_string().as_bytes()).unwrap();
+        let item = Item::of(&record, "disk", Timestamp(0));
+        digest.fold(&Folded { item, ..folded(1, "disk", "firing") }, true);
+        let listed: Vec<_> = digest.first.iter().map(|item| format!("{} {}", item.state, item.name)).collect();
+        assert_eq!((listed, digest.firing()), (vec!["firing disk".to_owned(), " [AMENDED] disk".to_owned()], 1));
     }
 
     #[test]
