@@ -31,8 +31,8 @@ const URLS_MAX: usize = 16;
 ///
 /// An alert has its labels, `alertname` (the rule) and `labels` of the sink's own; annotations; `startsAt`; and `generatorURL`. The
 /// letters of label names that Prometheus does not know become `_`. A notification of several alerts (`notify`) sends each of
-/// them. Records that are no alerts are refused: they go to `NAME.rejected`. *Pending* and *amended* are not
-/// sent; `tocsin check` refuses the input `NAME.amended`.
+/// them. Records that are no alerts are refused: they go to `NAME.rejected`. *Pending*, *amended* and what
+/// `notify` tells at the end of a silence are not sent; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Alertmanager takes an alert as resolved at its `endsAt`. Of *resolved* alerts that is when they ended; of *firing* ones
 /// `ends_after` from the moment of sending. It also forgets alerts when it is started again. So firing alerts must come again from
@@ -222,6 +222,10 @@ impl Service for Alertmanager {
         if !record["alert"].is_string() || !(record["state"].is_string() || record["alerts"].is_array()) {
             return Err("the record is no alert".to_owned());
         }
+        // What still fires after a silence comes by itself.
+        if record["reason"] == "summary" {
+            return Ok(None);
+        }
         let alerts: Vec<_> = match record["alerts"].as_array() {
             Some(alerts) => alerts.iter().filter_map(|alert| self.alert(alert)).collect(),
             None => self.alert(&record).into_iter().collect(),
@@ -266,7 +270,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED, summary};
     use crate::service::tests::{body, config, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -376,7 +380,7 @@ mod tests {
               }
             ]"#]],
         );
-        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED, &summary()] {
             check(nothing, expect![[""]]);
         }
         let manager = Alertmanager::new(&config(r#"{"urls":["https://am"]}"#));

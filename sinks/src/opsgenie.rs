@@ -33,8 +33,8 @@ const DETAILS_MAX: usize = 8000;
 /// *Firing* creates, *resolved* closes what it created: both have the same `alias`, made of the fingerprint and the episode. The
 /// priority is made of the label `severity`: P1 for `critical`, P2 for `error` and where there is none, P3 for `warning`, P5 for
 /// `info`. Labels become details; links and all else stand in the description. Records that are no alerts create an alert each,
-/// of priority P5, which nothing closes. *Pending* and
-/// *amended* are not told; `tocsin check` refuses the input `NAME.amended`.
+/// of priority P5, which nothing closes. *Pending*,
+/// *amended* and what `notify` tells at the end of a silence are not told; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Answers 200 to 299 mean delivered: Opsgenie has taken the request. 401, 403, 429 and 500 to 599, no answer and a broken
 /// connection mean to try again, for `max_age`. Every other answer refuses the record: it goes to `NAME.rejected`, and as it came
@@ -230,7 +230,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED, summary};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -312,7 +312,7 @@ mod tests {
               "close": null
             }"#]],
         );
-        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED, &summary()] {
             check(nothing, expect![[""]]);
         }
     }

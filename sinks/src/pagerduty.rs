@@ -30,8 +30,8 @@ const DETAILS_MAX: usize = 32 << 10;
 /// *Firing* triggers, *resolved* resolves what it triggered: both have the same `dedup_key`, made of the fingerprint and the
 /// episode. So a repetition changes the incident that is there, and a new episode makes a new one. The severity is that of the
 /// label `severity` in PagerDuty's words (`critical`, `error`, `warning`, `info`; `error` if there is none). Records that are no
-/// alerts trigger an incident each, of severity `info`, which nothing resolves. *Pending* and
-/// *amended* are not told; `tocsin check` refuses the input `NAME.amended`.
+/// alerts trigger an incident each, of severity `info`, which nothing resolves. *Pending*,
+/// *amended* and what `notify` tells at the end of a silence are not told; `tocsin check` refuses the input `NAME.amended`.
 ///
 /// Links are where to acknowledge, and annotations that are URLs, such as `runbook`. `title` is the summary of an incident,
 /// `text` the field `text` of its details.
@@ -199,9 +199,11 @@ impl Service for PagerDuty {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use tocsin_pipeline::operator::Reason;
 
     use super::*;
-    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED};
+    use crate::conformance::{Running, records};
+    use crate::notice::tests::{AMENDED, DIGEST, FIRING, GROUP, RESOLVED, summary};
     use crate::service::tests::{config, delivers, payload, problems, run, serve};
 
     fn check(record: &str, expected: expect_test::Expect) {
@@ -295,9 +297,22 @@ mod tests {
               }
             }"#]],
         );
-        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED] {
+        for nothing in [&FIRING.replace("\"firing\"", "\"pending\""), AMENDED, &summary()] {
             check(nothing, expect![[""]]);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_told_counts_as_neither_delivered_nor_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let pager = crate::conformance::sink::<Config>(r#"{"routing_key":"k"}"#, folder.path());
+        let running = Running::start(pager, None, None).await.unwrap();
+        running.send(records(&[AMENDED, &summary()])).await;
+        running.barrier(1).await;
+        let metrics = &running.metrics;
+        assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Filtered)), (0, 2));
+        assert_eq!(metrics.dropped_events(Reason::Refused), 0);
+        running.end().await.unwrap();
     }
 
     #[tokio::test]

@@ -569,6 +569,12 @@ impl Notifier {
                 for (fingerprint, alert) in known {
                     spent.hold(fingerprint, alert.label(RULE).unwrap_or_default(), alert.brief());
                 }
+                // What was kept quiet may be forgotten by now, and has to be told all the same.
+                let listed = record["alerts"].as_array().into_iter().flatten();
+                let told = listed.filter_map(|alert| Some((alert["fingerprint"].as_str()?, alert)));
+                for (fingerprint, alert) in told.filter(|(fingerprint, _)| !self.alerts.contains_key(*fingerprint)) {
+                    spent.hold(fingerprint, alert["alert"].as_str().unwrap_or_default(), alert.clone());
+                }
                 spent.count += 1;
                 spent.since.get_or_insert(at);
                 self.remember(&record, "digest");

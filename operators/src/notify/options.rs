@@ -48,7 +48,8 @@ use super::route::{DEFAULT, EscalationOptions, RootOptions, RouteOptions, Tree, 
 ///
 /// **Quiet.** Nobody is told of an alert while a silence (`[[silences]]`, or one that was added while the daemon runs) matches it, while an alert
 /// that inhibits it fires, and while an interval mutes its route. What still fires when that ends is told then; what was told as firing
-/// and ended meanwhile is told too. When a silence ends, each receiver is told what it was not told of.
+/// and ended meanwhile is told too. When a silence ends, each receiver is told what it was not told of;
+/// `pagerduty`, `opsgenie` and `alertmanager` tell nothing of that.
 ///
 /// **Budget.** A receiver with a budget is sent at most `max` notifications in any time of the length `per`. Half of it is for single
 /// notifications; what goes beyond is told in digests, spread over that time, each of which lists its alerts once as they stand then. Notifications of alerts that `critical` matches are sent in any case.

@@ -202,6 +202,27 @@ fn one_that_is_inhibited_is_told_when_that_is_over() {
 }
 
 #[test]
+fn what_a_silence_kept_quiet_is_in_the_digest_though_it_is_forgotten() {
+    check(
+        r#"group_by = ["..."]
+           receivers = { default = { budget = { max = 2, per = "1h" } } }"#,
+        r#"
+        commands: 00:01 {"command":"silence","silence":{"ends_at":"1970-01-01T00:05:00Z","id":"s","matchers":["alertname=disk"],"owner":"ana","reason":"new disks"}}
+        00:10 +disk h=a
+        00:20 +disk h=b
+        00:30 -disk h=a
+        04:00 +net h=c
+        watermark 06:00
+        watermark 59:00
+        "#,
+        expect![[r#"
+            04:00 default first: firing [net(c)] resolved []
+            34:00 default digest: firing [disk(b)] resolved [disk(a)]
+        "#]],
+    );
+}
+
+#[test]
 fn a_silence_is_heeded_and_told_of_when_it_ends() {
     check(
         r#"group_by = ["..."]

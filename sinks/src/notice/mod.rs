@@ -96,6 +96,10 @@ pub(crate) struct Notice {
     /// RFC 3339; empty where nobody says.
     pub(crate) starts_at: String,
     pub(crate) is_digest: bool,
+    /// Somebody tries whether it arrives: `tocsin notify test`.
+    is_test: bool,
+    /// What a silence that is over kept quiet: a digest that nobody has to do anything about, as what still fires is told by itself.
+    pub(crate) is_summary: bool,
 }
 
 impl Notice {
@@ -124,9 +128,13 @@ impl Notice {
             key: fields.key(record),
             starts_at: fields.text("starts_at"),
             is_digest,
+            is_test: fields.value("test") == Some(&Value::Boolean(true)),
+            is_summary: is_digest && fields.text("reason") == "summary",
         };
         notice.lines = match (state, is_digest) {
             (State::None, false) => other_lines(&fields),
+            // Nothing else tells of what ended while it was quiet.
+            (State::None, true) if notice.is_summary => fields.alerts(ALERTS_ALL_MAX),
             (State::None, true) => fields.alerts(ALERTS_MAX),
             (State::Amended, _) => amendment_lines(&fields),
             _ => alert_lines(&fields, &notice.links),
@@ -138,8 +146,7 @@ impl Notice {
             (State::Amended, _) => amendment_title(&fields, &notice),
             _ => alert_title(&fields, &notice),
         };
-        let mark = if fields.value("test") == Some(&Value::Boolean(true)) { "[TEST] " } else { "" };
-        notice.title = one_line(&format!("{mark}{title}"), TITLE_MAX);
+        notice.title = one_line(&notice.marked(title, as_it_is), TITLE_MAX);
         notice
     }
 
@@ -161,9 +168,15 @@ impl Notice {
         if is_one { Vec::new() } else { fields.alerts(ALERTS_ALL_MAX) }
     }
 
+    /// A heading, by a template too, that says of a test that it is one. `escape` makes a text harmless in the receiver's markup.
+    pub(crate) fn marked(&self, heading: String, escape: fn(&str) -> String) -> String {
+        let mark = escape("[TEST] ");
+        if self.is_test && !heading.contains(mark.trim_end()) { mark + &heading } else { heading }
+    }
+
     /// Whether it is none of those that keep alerts open until they are told of the end: they would open what nothing closes.
     pub(crate) fn opens_nothing(&self) -> bool {
-        matches!(self.state, State::Pending | State::Amended)
+        matches!(self.state, State::Pending | State::Amended) || self.is_summary
     }
 
     /// A colour for it, as `0xRRGGBB`.
@@ -435,6 +448,22 @@ pub(crate) mod tests {
         "alerts":[{"alert":"errors","state":"firing","fingerprint":"f1","labels":{"host":"a"},"time":"2026-11-20T12:00:00Z"},
                   {"record":"a line","time":"2026-11-20T12:00:01Z"}]}"#;
 
+    /// What a silence kept quiet that is over.
+    pub(crate) fn summary() -> String {
+        let alert = |host: u32| {
+            let state = if host == 0 { "firing" } else { "resolved" };
+            format!(r#"{{"alert":"errors","state":"{state}","fingerprint":"f{host}","labels":{{"host":"h{host}"}}}}"#)
+        };
+        let alerts: Vec<_> = (0..12).map(alert).collect();
+        format!(
+            r#"{{"notification":"oncall","receiver":"pager","reason":"summary","digest":true,"alert":"silence","id":"s1",
+            "fingerprint":"s1","firing_id":"s1","labels":{{}},"annotations":{{"summary":"a silence of ana is over"}},
+            "starts_at":"2026-11-20T12:00:00Z","ends_at":"2026-11-20T13:00:00Z","firing":1,"resolved":11,"more":0,
+            "alerts":[{}]}}"#,
+            alerts.join(",")
+        )
+    }
+
     pub(crate) fn record(text: &str) -> Value {
         tocsin_pipeline::json::parse_value(text.as_bytes()).unwrap()
     }
@@ -542,6 +571,13 @@ pub(crate) mod tests {
                 and 10 more
             "#]],
         );
+    }
+
+    #[test]
+    fn what_a_silence_kept_quiet_is_told_alert_by_alert() {
+        let notice = Notice::of(&record(&summary()));
+        assert_eq!((notice.title.as_str(), notice.lines.len()), ("[DIGEST] a silence of ana is over", 12));
+        assert!(notice.opens_nothing() && !Notice::of(&record(DIGEST)).opens_nothing());
     }
 
     #[test]

@@ -274,8 +274,12 @@ impl Outbox {
                     continue;
                 }
             };
-            // Of some records there is nothing to be told.
-            let (mut is_accepted, mut refused) = (drafts.is_empty(), None);
+            // Of some records there is nothing to be told: it is not delivered, and nobody has refused it.
+            if drafts.is_empty() {
+                context.metrics.dropped(Reason::Filtered, 1);
+                continue;
+            }
+            let (mut is_accepted, mut refused) = (false, None);
             let record = match context.rejected.hands_on() {
                 true => record_of(&batch.value(row), batch.time(row)),
                 false => Bytes::new(),

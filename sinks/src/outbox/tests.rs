@@ -254,7 +254,7 @@ async fn a_record_of_which_there_is_nothing_to_be_told_is_done_with() {
     running.send(records(&[r#"{"id":"nothing"}"#, r#"{"id":"a"}"#])).await;
     running.end().await.unwrap();
     assert_eq!(peer.told(), ["a"]);
-    assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Duplicate)), (2, 0));
+    assert_eq!((metrics.sent_events(), metrics.dropped_events(Reason::Filtered)), (1, 1));
 }
 
 #[tokio::test]
