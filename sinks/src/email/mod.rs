@@ -24,7 +24,7 @@ use vrl::value::{ObjectMap, Value};
 
 use crate::client::chain;
 use crate::delivery::{Delivery, Usual};
-use crate::notice::Notice;
+use crate::notice::{Notice, as_it_is};
 use crate::outbox::{self, Answer, Courier, Digest, Draft, Identity, Outbox, Row};
 
 /// Sends a mail for each record to each recipient: alerts in the first place, other records just as well.
@@ -302,10 +302,11 @@ impl Wording {
         }
         let mut fields = record.as_object().cloned().unwrap_or_else(ObjectMap::new);
         fields.insert("record".into(), record.clone());
-        fields.insert("notice".into(), notice(record, about));
+        fields.insert("notice".into(), notice(record, &about));
         let context = template::context(&Value::Object(fields));
+        let subject = about.marked(self.subject.render_context(&context).text, as_it_is);
         Worded {
-            subject: message::one_line(&self.subject.render_context(&context).text),
+            subject: message::one_line(&subject),
             text: self.text.render_context(&context).text,
             html: self.html.render_context(&context).text,
         }
@@ -313,12 +314,12 @@ impl Wording {
 }
 
 /// What templates are given besides the record.
-fn notice(record: &Value, notice: Notice) -> Value {
-    let urls = notice.links.into_iter().map(|link| (link.text.into(), link.url.into()));
+fn notice(record: &Value, notice: &Notice) -> Value {
+    let urls = notice.links.iter().map(|link| (link.text.as_str().into(), link.url.as_str().into()));
     let lines = Notice::alerts(record).into_iter().map(Value::from);
     let mut fields: ObjectMap = [
-        ("title".into(), Value::from(notice.title)),
-        ("summary".into(), Value::from(notice.summary)),
+        ("title".into(), Value::from(notice.title.as_str())),
+        ("summary".into(), Value::from(notice.summary.as_str())),
         ("severity".into(), Value::from(notice.severity.as_str())),
         ("urls".into(), Value::Object(urls.collect())),
         ("alerts".into(), Value::Array(lines.collect())),

@@ -503,16 +503,32 @@ async fn a_record_that_is_no_alert_gets_a_mail_of_its_fields() {
     .assert_eq(&text_of(&mails[0].2));
 }
 
-#[test]
-fn an_amendment_is_told_in_words() {
-    let config: Config =
-        serde_json::from_str(r#"{"smtp":"smtp://h","from":"tocsin@example.org","to":["a@b.c"]}"#).unwrap();
+/// What a mail says by templates of its own; what is not given is as usual.
+fn worded(options: &str, record: &str) -> Worded {
+    let mut whole = serde_json::json!({ "smtp": "smtp://h", "from": "tocsin@example.org", "to": ["a@b.c"] });
+    let given: serde_json::Value = serde_json::from_str(options).unwrap();
+    whole.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+    let config: Config = serde_json::from_value(whole).unwrap();
     let wording = Wording {
         subject: Template::compile(&config.subject, Escape::None).unwrap(),
         text: Template::compile(&config.text, Escape::None).unwrap(),
         html: Template::compile(&config.html, Escape::Html).unwrap(),
     };
-    let Worded { subject, text, html } = wording.of(&crate::notice::tests::record(crate::notice::tests::AMENDED));
+    wording.of(&crate::notice::tests::record(record))
+}
+
+#[test]
+fn a_test_says_so_in_a_subject_of_ones_own() {
+    let record = r#"{"alert":"disk","state":"firing","test":true,"labels":{},"annotations":{"summary":"full"}}"#;
+    let subject = |options| worded(options, record).subject;
+    assert_eq!(subject(r#"{"subject":"{{ annotations.summary }}"}"#), "[TEST] full");
+    assert_eq!(subject(r#"{"subject":"{{ notice.title }}"}"#), "[TEST] [FIRING] disk: full");
+    assert_eq!(subject(r#"{"subject":"tocsin: {{ notice.title }}"}"#), "tocsin: [TEST] [FIRING] disk: full");
+}
+
+#[test]
+fn an_amendment_is_told_in_words() {
+    let Worded { subject, text, html } = worded("{}", crate::notice::tests::AMENDED);
     expect![[r#"
         [AMENDED] errors {host="a<b>", severity="critical"}
 

@@ -67,7 +67,7 @@ impl Wording {
             Some(template.render_context(context).text)
         });
         Words {
-            title: title.unwrap_or_else(|| (self.escape)(&notice.title)),
+            title: title.map_or_else(|| (self.escape)(&notice.title), |title| notice.marked(title, self.escape)),
             text: text.unwrap_or_else(|| (self.escape)(&notice.text())),
         }
     }
@@ -135,6 +135,18 @@ mod tests {
         assert_eq!((told.subject.as_deref(), &*told.body), (Some("<b>errors</b>"), "a&lt;b> 7"));
         let told = wording.preview(&record(DIGEST));
         assert_eq!(told.subject.as_deref(), Some("[DIGEST] 12 notifications were not sent one by one"));
+    }
+
+    #[test]
+    fn a_test_says_so_whatever_the_template_says() {
+        for (title, expected) in [("{{ alert }}", "&lt;TEST] disk"), ("{{ record.notice }}", "&lt;TEST] ")] {
+            let config: Config = serde_json::from_value(serde_json::json!({ "title": title })).unwrap();
+            let escape = |text: &str| text.replace('[', "&lt;");
+            let record = record(r#"{"alert":"disk","state":"firing","test":true,"labels":{}}"#);
+            assert_eq!(config.build(escape).preview(&record).subject.as_deref(), Some(expected));
+            let usual = Config::default().build(escape).preview(&record);
+            assert_eq!(usual.subject.as_deref(), Some("&lt;TEST] &lt;FIRING] disk"));
+        }
     }
 
     #[test]
