@@ -168,8 +168,11 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
     let notified = tokio::spawn(tell_supervisor(views.clone(), stop.clone()));
     let daemon = Daemon { options, data_dir, threads, clock: Arc::clone(&clock), metrics, health, status, stop };
     let outcome = match plan.daemon.checkpoint_store {
-        Some(_) => lanes::run(Arc::new(daemon), plan, views, requests).await,
-        None => graphs(&daemon, plan, requests).await,
+        Some(_) => {
+            views.make(plan.labels.clone());
+            lanes::run(Arc::new(daemon), plan, views, requests).await
+        }
+        None => graphs(&daemon, plan, &views, requests).await,
     };
     for task in [told, admin, Some(notified)].into_iter().flatten() {
         task.abort();
@@ -181,7 +184,12 @@ async fn serve(plan: Plan, options: Options, threads: usize) -> anyhow::Result<E
 }
 
 /// Runs one graph after the other, until one ends.
-async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+async fn graphs(
+    daemon: &Daemon,
+    first: Plan,
+    views: &Views,
+    mut requests: mpsc::Receiver<Request>,
+) -> anyhow::Result<()> {
     let mut plan = first;
     let mut guard = Arc::default();
     let mut settings = daemon.settings(&plan, &guard);
@@ -206,6 +214,7 @@ async fn graphs(daemon: &Daemon, first: Plan, mut requests: mpsc::Receiver<Reque
             }
         }
         let (suspend, suspensions) = mpsc::channel(1);
+        views.make(plan.labels.clone());
         let opened = runtime::open(build(&plan), &settings, state, &daemon.stop, suspensions).await;
         let ready = match (opened, underway.take()) {
             (Ok(ready), None) => ready,

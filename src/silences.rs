@@ -23,6 +23,9 @@ pub fn silence(action: SilenceAction) -> anyhow::Result<ExitCode> {
         SilenceAction::Add(arguments) => {
             let wanted = wanted(&arguments, SystemClock::default().now())?;
             let told = client::tell(address, "/api/v1/silences", &wanted)?;
+            for warning in told["warnings"].as_array().into_iter().flatten() {
+                eprintln!("warning: {}", plain(warning));
+            }
             print(&format!("{}\n", plain(&told["id"])))
         }
         SilenceAction::List { expired, format, .. } => {
@@ -93,7 +96,12 @@ fn text(silences: &[Json]) -> String {
         let matchers: Vec<_> = matchers.collect();
         let of = |name: &str| plain(&silence[name]);
         let configured = if silence["configured"] == true { ", in the configuration" } else { "" };
-        text += &format!("{}  {}  {}{configured}\n", of("state"), of("id"), matchers.join(", "));
+        let state = match silence["state"].as_str() {
+            Some("active") => "active".to_owned(),
+            Some("pending") => format!("waiting until {}", when(&silence["next"])),
+            _ => "over".to_owned(),
+        };
+        text += &format!("{state}  {}  {}{configured}\n", of("id"), matchers.join(", "));
         text += &format!("  from {} to {}", when(&silence["starts_at"]), when(&silence["ends_at"]));
         if !silence["during"].is_null() {
             text += &format!(" during {}", silence["during"]);
@@ -180,11 +188,14 @@ mod tests {
 
     #[test]
     fn silences_and_what_one_would_do_are_told_in_words() {
-        let silences = [json!({
-            "id": "s", "matchers": ["host=\"a\""], "owner": "ana", "reason": "works", "starts_at": null,
-            "ends_at": "2026-11-30T12:00:00Z", "during": [{ "times": ["02:00-04:00"] }], "state": "active",
-            "configured": true, "muted": 3,
-        })];
+        let silence = |state: &str, muted: u64| {
+            json!({
+                "id": "s", "matchers": ["host=\"a\""], "owner": "ana", "reason": "works", "starts_at": null,
+                "ends_at": "2026-11-30T12:00:00Z", "during": [{ "times": ["02:00-04:00"] }], "state": state,
+                "next": "2026-11-30T02:00:00Z", "configured": true, "muted": muted,
+            })
+        };
+        let silences = [silence("active", 3), silence("pending", 0), silence("expired", 0)];
         let told = json!({
             "alerts": [{ "fingerprint": "f", "labels": { "host": "a" }, "starts_at": "2026-11-29T12:00:00Z" }],
             "notifications": {
@@ -196,6 +207,12 @@ mod tests {
             active  s  host="a", in the configuration
               from - to 2026-11-30T12:00:00Z during [{"times":["02:00-04:00"]}]
               ana: works; 3 muted
+            waiting until 2026-11-30T02:00:00Z  s  host="a", in the configuration
+              from - to 2026-11-30T12:00:00Z during [{"times":["02:00-04:00"]}]
+              ana: works; 0 muted
+            over  s  host="a", in the configuration
+              from - to 2026-11-30T12:00:00Z during [{"times":["02:00-04:00"]}]
+              ana: works; 0 muted
             1 alert that fires now would be muted
               f  {host="a"}  since 2026-11-29T12:00:00Z
             of the last 20 notifications, since 2026-11-28T12:00:00Z, 4 would not have been sent, and 1 with fewer alerts

@@ -1,7 +1,7 @@
 //! What the admin address looks at: the pipelines that this process runs. There is one, or one for each partition where
 //! several daemons share them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -30,6 +30,8 @@ pub struct Views {
     waiting: Arc<Mutex<Option<String>>>,
     /// Those of the process, where each pipeline has its own.
     metrics: Arc<OnceLock<Metrics>>,
+    /// See [`Plan::labels`](tocsin_config::Plan).
+    labels: Arc<Mutex<Option<BTreeSet<String>>>>,
 }
 
 impl Views {
@@ -48,6 +50,16 @@ impl Views {
     /// The process is not ready for this reason, or no longer for any of its own.
     pub fn wait_for(&self, reason: Option<String>) {
         *self.waiting.lock().expect("no holder of this lock panics") = reason;
+    }
+
+    /// What runs from now on makes alerts of these labels.
+    pub fn make(&self, labels: Option<BTreeSet<String>>) {
+        *self.labels.lock().expect("no holder of this lock panics") = labels;
+    }
+
+    /// The labels that alerts can have; `None`: any.
+    pub fn labels(&self) -> Option<BTreeSet<String>> {
+        self.labels.lock().expect("no holder of this lock panics").clone()
     }
 
     /// Tells of these metrics beside those of the pipelines.

@@ -235,6 +235,53 @@ fn the_link_of_a_notification_leads_to_a_page_on_which_somebody_takes_care() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the daemon goes by it")]
+fn a_silence_that_recurs_waits_for_its_hours_and_one_that_does_nothing_is_told() {
+    let rule = r#"
+[sources.log]
+type = "file"
+paths = ["app.log"]
+codec = "json"
+timestamp = { field = ".ts" }
+
+[operators.failing]
+type = "alert"
+inputs = ["log"]
+condition = ".status >= 500"
+group_by = [".path"]
+
+[operators.oncall]
+type = "notify"
+inputs = ["failing"]
+
+[sinks.out]
+type = "file"
+inputs = ["oncall"]
+path = "told.ndjson"
+"#;
+    let place = Place::new(rule);
+    let daemon = place.start();
+    let run = |matcher: &str, during: &str| {
+        let add =
+            ["silence", "add", matcher, "--owner", "ana", "--reason", "works", "--for", "10d", "--during", during];
+        let output = place.command(&[&add[..], &["--config", "pipeline.toml"]].concat());
+        [output.stdout, output.stderr].map(|told| String::from_utf8(told).unwrap())
+    };
+    let day = (Utc::now() + Duration::days(3)).format("%A").to_string().to_lowercase();
+    let [id, warning] = run("pth=\"/checkout\"", &format!("{{ weekdays = [\"{day}\"] }}"));
+    assert_eq!(warning, "warning: no rule makes alerts with a label `pth`; there are `alertname`, `path`\n");
+    let output = place.command(&["silence", "list", "--config", "pipeline.toml"]);
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let begins = (Utc::now() + Duration::days(3)).format("%Y-%m-%dT00:00:00Z");
+    assert!(listed.starts_with(&format!("waiting until {begins}  {}  pth=", id.trim())), "{listed}");
+    let [told, refusal] = run("path=\"/\"", "{ years = [\"2190\"] }");
+    assert!(told.is_empty() && refusal.contains("`during` holds at no time from "), "{refusal}");
+    let [_, warning] = run("path=\"/\"", "{ times = [\"00:00-24:00\"] }");
+    assert_eq!(warning, "");
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn commands_list_alerts_and_silence_them() {
     let place = Place::new(PIPELINE);
     let daemon = place.start();

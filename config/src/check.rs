@@ -187,7 +187,7 @@ impl<'a> Checker<'a> {
             secrets: &self.secrets.places,
             now: self.environment.now(),
         };
-        let found = lints::find(&view, &self.sources.all);
+        let (found, labels) = (lints::find(&view, &self.sources.all), lints::label_names(&view));
         let mut plan = Plan {
             daemon,
             sources: Vec::new(),
@@ -197,6 +197,7 @@ impl<'a> Checker<'a> {
             relays: Vec::new(),
             silences: silences.into_iter().map(|(silence, _)| silence).collect(),
             tests,
+            labels,
             findings: self.sources.report(found, &self.secrets),
         };
         let mut parts: Vec<_> = drafts

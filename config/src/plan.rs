@@ -1,6 +1,7 @@
 //! A checked configuration as data: what the engine builds from. Nothing in it can be wrong any more except in the outside
 //! world.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub silences: Arc<[Silence]>,
     /// In the order of the configuration.
     pub tests: Vec<Test>,
+    /// What the labels of alerts that somebody is told of by `notify` are called; `None`: anything.
+    pub labels: Option<BTreeSet<String>>,
     /// What the lints have found, see [`lints`](crate::lints).
     pub findings: Report,
 }

@@ -176,6 +176,16 @@ impl Silence {
         Some(recurs.map_or(self.ends_at, |recurs| recurs.min(self.ends_at)))
     }
 
+    /// The first moment from `now` on at which it mutes; `None`: it never does any more.
+    pub fn begins(&self, now: Timestamp) -> Option<Timestamp> {
+        let from = now.max(self.starts_at);
+        let begins = match &self.during {
+            Some((_, during)) if !during.contains(from) => during.next_change(from)?,
+            _ => from,
+        };
+        Some(begins).filter(|begins| *begins < self.ends_at)
+    }
+
     /// As it is told and kept.
     pub fn to_json(&self) -> Json {
         let moment = |time: Timestamp| if time == Timestamp::MIN { Json::Null } else { time.to_string().into() };
@@ -285,19 +295,21 @@ mod tests {
         };
         assert!(silence.matches(labels) && !silence.matches(|name| labels(name).filter(|_| name == "host")));
         let mut now = Timestamp::parse_rfc3339(b"2026-11-28T12:00:00Z").unwrap();
-        let mut text = String::new();
+        let begins = |now| silence.begins(now).map_or("never again".to_owned(), |begins| begins.to_string());
+        let mut text = format!("begins {}\n", begins(now));
         while let Some(next) = silence.next_change(now) {
             now = next;
-            text += &format!("{now} {}\n", silence.is_active(now));
+            text += &format!("{now} {}, begins {}\n", silence.is_active(now), begins(now));
         }
         expect![[r#"
-            2026-11-29T00:00:00Z false
-            2026-11-29T01:00:00Z true
-            2026-11-29T02:00:00Z false
-            2026-11-30T01:00:00Z true
-            2026-11-30T02:00:00Z false
-            2026-12-01T01:00:00Z true
-            2026-12-01T01:30:00Z false
+            begins 2026-11-29T01:00:00Z
+            2026-11-29T00:00:00Z false, begins 2026-11-29T01:00:00Z
+            2026-11-29T01:00:00Z true, begins 2026-11-29T01:00:00Z
+            2026-11-29T02:00:00Z false, begins 2026-11-30T01:00:00Z
+            2026-11-30T01:00:00Z true, begins 2026-11-30T01:00:00Z
+            2026-11-30T02:00:00Z false, begins 2026-12-01T01:00:00Z
+            2026-12-01T01:00:00Z true, begins 2026-12-01T01:00:00Z
+            2026-12-01T01:30:00Z false, begins never again
         "#]]
         .assert_eq(&text);
     }

@@ -291,6 +291,6 @@ async fn post_silence(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
         during: None,
         annotations: posted.annotations.unwrap_or_default(),
     };
-    let id = api.put_silence(wanted).await?;
+    let (id, _) = api.put_silence(wanted).await?;
     Ok(request::json(&json!({ "silenceID": id })))
 }

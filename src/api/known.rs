@@ -96,10 +96,14 @@ pub struct Silence {
     pub updated_at: Option<String>,
     pub during: Json,
     pub annotations: BTreeMap<String, String>,
+    /// `active` while it mutes; `pending` where it will; `expired` where it never does any more.
     pub state: String,
+    /// When it begins to mute, or does again; of one that does, `None`.
+    pub next: Option<String>,
     /// Whether the configuration says it.
     pub configured: bool,
-    /// How many alerts it has kept quiet.
+    /// How many alerts that fire it keeps quiet now, where that was asked.
+    #[serde(default)]
     pub muted: u64,
 }
 
@@ -168,19 +172,22 @@ impl Api {
         Ok(meant)
     }
 
-    /// The silences of each `notify`.
+    /// The silences of each `notify`, without how many alerts they keep quiet.
     pub async fn silences_of_each(&self) -> Result<Vec<Vec<Silence>>, Failure> {
-        let told = self.ask(json!({ "of": ["silences"] })).await?;
+        let told = self.ask(json!({ "of": ["silences"], "now": self.clock.now().to_string() })).await?;
         told.into_iter().map(|mut told| part(&mut told, "silences")).collect()
     }
 
     /// All silences: those that mute first, the next to end before the others; then those to come; then those that are over.
     pub async fn silences(&self) -> Result<Vec<Silence>, Failure> {
         let mut silences: BTreeMap<String, Silence> = BTreeMap::new();
-        for silence in self.silences_of_each().await?.into_iter().flatten() {
-            match silences.get_mut(&silence.id) {
-                Some(known) => known.muted += silence.muted,
-                None => drop(silences.insert(silence.id.clone(), silence)),
+        let question = json!({ "of": ["silences", "muted"], "now": self.clock.now().to_string() });
+        for mut told in self.ask(question).await? {
+            for silence in part::<Silence>(&mut told, "silences")? {
+                match silences.get_mut(&silence.id) {
+                    Some(known) => known.muted += silence.muted,
+                    None => drop(silences.insert(silence.id.clone(), silence)),
+                }
             }
         }
         let mut silences: Vec<_> = silences.into_values().collect();
@@ -188,7 +195,7 @@ impl Api {
             let nanos = |text: &str| super::moment("", text).map_or(0, |time| time.0);
             match silence.state.as_str() {
                 "active" => (0, nanos(&silence.ends_at)),
-                "pending" => (1, silence.starts_at.as_deref().map_or(0, nanos)),
+                "pending" => (1, silence.next.as_deref().map_or(0, nanos)),
                 _ => (2, nanos(&silence.ends_at).saturating_neg()),
             }
         });

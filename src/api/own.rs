@@ -149,8 +149,8 @@ async fn put(api: &Api, asked: &Asked) -> Result<Answer, Failure> {
         during: posted.during,
         annotations: posted.annotations,
     };
-    let id = api.put_silence(wanted).await?;
-    Ok(request::json(&json!({ "id": id })))
+    let (id, warnings) = api.put_silence(wanted).await?;
+    Ok(request::json(&json!({ "id": id, "warnings": warnings })))
 }
 
 /// What a command is about.

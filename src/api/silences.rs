@@ -1,6 +1,6 @@
 //! Silences that are put in and ended while the daemon runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt as _;
 use serde_json::{Value as Json, json};
@@ -70,10 +70,10 @@ fn change(wanted: Wanted, known: &[Silence], now: Timestamp, new_id: String) -> 
         Some(silence) if sorted(silence.matchers()) == sorted(matchers) => {
             let starts_at = starts(silence)?;
             match silence.state.as_str() {
-                // To the second, as clients that know no finer time send it back.
-                "active" => (starts_at.0 / 1_000_000_000 == begun.0 / 1_000_000_000).then_some(starts_at),
-                "pending" => Some(begun).filter(|begun| *begun >= now),
-                _ => None,
+                "expired" => None,
+                // It may be outside of its hours. To the second, as clients that know no finer time send it back.
+                _ if starts_at <= now => (starts_at.0 / 1_000_000_000 == begun.0 / 1_000_000_000).then_some(starts_at),
+                _ => Some(begun).filter(|begun| *begun >= now),
             }
         }
         _ => None,
@@ -95,8 +95,23 @@ fn change(wanted: Wanted, known: &[Silence], now: Timestamp, new_id: String) -> 
         "during": during,
         "annotations": wanted.annotations,
     });
-    Checked::of_json(&silence).map_err(Failure::bad)?;
+    if Checked::of_json(&silence).map_err(Failure::bad)?.begins(now).is_none() {
+        return Err(Failure::bad(format!(
+            "`during` holds at no time from {starts_at} to {}: look at its days and times, and at `location`, which is \"UTC\" where \
+             nothing is said",
+            wanted.ends_at
+        )));
+    }
     Ok(Change { silence, expires: expires.map(|silence| silence.id.clone()) })
+}
+
+/// What is odd about a silence and may be meant all the same. `labels` are those that alerts can have; `None`: any.
+fn warnings(matchers: &[Matcher], labels: Option<&BTreeSet<String>>) -> Vec<String> {
+    let Some(labels) = labels else { return Vec::new() };
+    let unknown: BTreeSet<_> =
+        matchers.iter().map(|matcher| &matcher.name).filter(|name| !labels.contains(*name)).collect();
+    let known = labels.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    unknown.into_iter().map(|name| format!("no rule makes alerts with a label `{name}`; there are {known}")).collect()
 }
 
 /// Matchers in an order that does not depend on how they were written.
@@ -107,9 +122,12 @@ fn sorted(matchers: Vec<Matcher>) -> Matchers {
 }
 
 impl Api {
-    /// Puts a silence in or changes one; gives its identity when it is in force.
-    pub async fn put_silence(&self, wanted: Wanted) -> Result<String, Failure> {
+    /// Puts a silence in or changes one; gives its identity when it is in force, and what is odd about it.
+    pub async fn put_silence(&self, wanted: Wanted) -> Result<(String, Vec<String>), Failure> {
         let known = self.silences().await?;
+        let matchers = wanted.matchers.iter().filter_map(|text| Matchers::parse(text).ok());
+        let matchers: Vec<_> = matchers.flat_map(|matchers| matchers.0).collect();
+        let warnings = warnings(&matchers, self.views.labels().as_ref());
         let change = change(wanted, &known, self.clock.now(), Uuid::new_v4().to_string())?;
         let mut commands = Vec::new();
         if let Some(id) = &change.expires {
@@ -121,7 +139,7 @@ impl Api {
         let is_in = |silence: &Silence| silence.id == id && silence.updated_at.as_deref() == updated_at;
         let is_done = || async { Ok(self.silences_of_each().await?.iter().all(|each| each.iter().any(is_in))) }.boxed();
         self.tell(&commands, is_done).await?;
-        Ok(id.to_owned())
+        Ok((id.to_owned(), warnings))
     }
 
     /// Ends a silence. One that is over already is none the worse for it.
@@ -166,6 +184,7 @@ mod tests {
             during: json!({ "times": ["01:00-24:00"] }),
             annotations: BTreeMap::new(),
             state: state.to_owned(),
+            next: None,
             configured: id == "configured",
             muted: 0,
         }
@@ -173,9 +192,20 @@ mod tests {
 
     /// What becomes of a wish, in a line.
     fn wish(id: Option<&str>, matchers: &[&str], starts_at: Option<&str>, ends_at: &str) -> String {
+        wish_during(None, id, matchers, starts_at, ends_at)
+    }
+
+    fn wish_during(
+        during: Option<Json>,
+        id: Option<&str>,
+        matchers: &[&str],
+        starts_at: Option<&str>,
+        ends_at: &str,
+    ) -> String {
         let silences = [
             known("active", "active", "10:00"),
             known("pending", "pending", "13:00"),
+            known("resting", "pending", "10:00"),
             known("expired", "expired", "10:00"),
             known("configured", "active", "10:00"),
         ];
@@ -186,7 +216,7 @@ mod tests {
             reason: "works".to_owned(),
             starts_at: starts_at.map(at),
             ends_at: at(ends_at),
-            during: None,
+            during,
             annotations: BTreeMap::new(),
         };
         let now = Timestamp::parse_rfc3339(NOW.as_bytes()).unwrap();
@@ -214,6 +244,7 @@ mod tests {
             wish(Some("active"), &["a=b"], Some("10:00"), "14:00"),
             wish(Some("pending"), same, Some("12:30"), "14:00"),
             wish(Some("pending"), same, Some("11:00"), "14:00"),
+            wish(Some("resting"), same, Some("10:00"), "14:00"),
             wish(Some("expired"), same, Some("10:00"), "14:00"),
         ];
         expect![[r#"
@@ -224,9 +255,19 @@ mod tests {
             "new" from "2026-11-29T12:00:00Z" to "2026-11-29T14:00:00Z" during {"times":["01:00-24:00"]}, expires active
             "pending" from "2026-11-29T12:30:00Z" to "2026-11-29T14:00:00Z" during {"times":["01:00-24:00"]}
             "new" from "2026-11-29T12:00:00Z" to "2026-11-29T14:00:00Z" during {"times":["01:00-24:00"]}, expires pending
+            "resting" from "2026-11-29T10:00:00Z" to "2026-11-29T14:00:00Z" during {"times":["01:00-24:00"]}
             "new" from "2026-11-29T12:00:00Z" to "2026-11-29T14:00:00Z" during {"times":["01:00-24:00"]}
         "#]]
         .assert_eq(&text.concat());
+    }
+
+    #[test]
+    fn a_label_that_no_rule_makes_is_told() {
+        let matchers = Matchers::parse(r#"pth="/checkout", path="/", pth!="x""#).unwrap().0;
+        let labels = ["alertname", "path"].map(str::to_owned).into();
+        let expected = "no rule makes alerts with a label `pth`; there are `alertname`, `path`";
+        assert_eq!(warnings(&matchers, Some(&labels)), [expected]);
+        assert!(warnings(&matchers, None).is_empty() && warnings(&matchers[1..2], Some(&labels)).is_empty());
     }
 
     #[test]
@@ -239,6 +280,8 @@ mod tests {
             wish(None, &["a=~\"(\""], None, "14:00"),
             wish(None, &["a=b"], Some("14:00"), "14:00"),
             wish(None, &["a=b"], Some("10:00"), "11:00"),
+            wish_during(Some(json!({ "times": ["13:00-14:00"] })), None, &["a=b"], None, "13:00"),
+            wish_during(Some(json!({ "weekdays": ["monday"] })), None, &["a=b"], Some("13:00"), "14:00"),
         ];
         expect![[r#"
             404 Not Found: there is no silence nobody
@@ -248,6 +291,8 @@ mod tests {
             400 Bad Request: `matchers`: "a=~\"(\"": not a regular expression: unclosed group
             400 Bad Request: the silence must begin before it ends
             400 Bad Request: the silence must end in the future
+            400 Bad Request: `during` holds at no time from 2026-11-29T12:00:00Z to 2026-11-29T13:00:00Z: look at its days and times, and at `location`, which is "UTC" where nothing is said
+            400 Bad Request: `during` holds at no time from 2026-11-29T13:00:00Z to 2026-11-29T14:00:00Z: look at its days and times, and at `location`, which is "UTC" where nothing is said
         "#]]
         .assert_eq(&text.concat());
     }

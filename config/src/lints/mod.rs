@@ -18,6 +18,7 @@ use crate::report::Found;
 use crate::shape::nearest;
 use crate::tree::{Node, Value};
 
+pub(crate) use silencing::label_names;
 use view::Finding;
 pub(crate) use view::{Member, Role, Subject, View};
 

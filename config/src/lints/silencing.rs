@@ -1,5 +1,6 @@
 //! What may be wrong with silences.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tocsin_pipeline::time::Timestamp;
@@ -9,6 +10,13 @@ use super::view::{Finding, Subject, View};
 
 /// A silence that is meant to end does so within that time.
 const LONG: Duration = Duration::from_secs(90 * 86_400);
+
+/// What the labels of alerts that any notifier gets are called; `None` where others may come.
+pub(crate) fn label_names(view: &View<'_>) -> Option<BTreeSet<String>> {
+    let labels = labels(view)?;
+    let names = labels.iter().flat_map(|labels| labels.values.keys().cloned()).collect();
+    labels.iter().all(|labels| !labels.is_open).then_some(names)
+}
 
 /// The labels of all alerts that any notifier gets; `None` where others may come.
 fn labels(view: &View<'_>) -> Option<Vec<Labels>> {
@@ -82,10 +90,9 @@ pub(super) fn for_long(view: &View<'_>, found: &mut Vec<Finding>) {
 
 pub(super) fn never_lasts(view: &View<'_>, found: &mut Vec<Finding>) {
     for (at, (silence, _)) in view.silences.iter().enumerate() {
-        let Some((_, during)) = &silence.during else { continue };
         let from = if silence.starts_at == Timestamp::MIN { view.now } else { Some(silence.starts_at) };
-        let Some(from) = from.filter(|from| *from < silence.ends_at) else { continue };
-        if !during.contains(from) && during.next_change(from).is_none_or(|begins| begins >= silence.ends_at) {
+        let Some(from) = from.filter(|from| silence.during.is_some() && *from < silence.ends_at) else { continue };
+        if silence.begins(from).is_none() {
             let message = "`during` holds at no time before the silence is over";
             let help = "look at the days and times, and at `location`, which is \"UTC\" where nothing is said";
             found.push(Finding::new(Subject::Silence(at), "during", message).help(help));

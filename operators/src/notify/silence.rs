@@ -175,23 +175,64 @@ impl Silences {
         Ok(())
     }
 
-    /// All of them, for those who ask.
-    pub(super) fn view(&self, now: Timestamp) -> Vec<Json> {
+    /// All of them, for those who ask; `alerts`: how many of these each keeps quiet is asked too.
+    pub(super) fn view(&self, now: Timestamp, alerts: Option<&BTreeMap<String, Alert>>) -> Vec<Json> {
         self.entries
             .values()
             .map(|entry| {
                 let mut view = entry.silence.to_json();
-                let state = match () {
-                    () if entry.silence.ends_at <= now => "expired",
-                    () if entry.silence.starts_at > now => "pending",
-                    () => "active",
+                let begins = entry.silence.begins(now);
+                let state = match begins {
+                    None => "expired",
+                    Some(begins) if begins > now => "pending",
+                    Some(_) => "active",
                 };
                 view["state"] = state.into();
+                view["next"] =
+                    begins.filter(|begins| *begins > now).map_or(Json::Null, |begins| begins.to_string().into());
                 view["configured"] = entry.is_configured.into();
-                let count = entry.muted.count() as u64 + entry.muted.more;
-                view["muted"] = json!(count);
+                if let Some(alerts) = alerts {
+                    let firing = alerts.values().filter(|alert| state == "active" && alert.is_firing);
+                    let muted = firing.filter(|alert| entry.silence.matches(|name| alert.label(name)));
+                    view["muted"] = json!(muted.count());
+                }
                 view
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn one_that_recurs_is_active_within_its_hours_alone() {
+        let silence = json!({
+            "id": "s", "matchers": ["path=/export"], "owner": "ana", "reason": "slow", "ends_at": "2026-11-21T02:00:00Z",
+            "during": { "times": ["01:00-03:00"] },
+        });
+        let silences = Silences::of(&[Silence::of_json(&silence).unwrap()]);
+        let alert = |path: &str, state: &str| {
+            let record = json!({ "alert": "slow", "state": state, "labels": { "path": path }, "fingerprint": format!("{path}{state}") });
+            Alert::of(record, Timestamp(0)).unwrap()
+        };
+        let alerts = [alert("/export", "firing"), alert("/export", "resolved"), alert("/", "firing")].into();
+        let mut text = String::new();
+        for now in ["2026-11-20T00:30:00Z", "2026-11-20T01:00:00Z", "2026-11-20T12:00:00Z", "2026-11-21T02:00:00Z"] {
+            let at = Timestamp::parse_rfc3339(now.as_bytes()).unwrap();
+            let view = &silences.view(at, Some(&alerts))[0];
+            text += &format!("{now} {} {} {}\n", view["state"], view["next"], view["muted"]);
+            assert!(silences.view(at, None)[0]["muted"].is_null(), "nobody asked");
+        }
+        expect![[r#"
+            2026-11-20T00:30:00Z "pending" "2026-11-20T01:00:00Z" 0
+            2026-11-20T01:00:00Z "active" null 1
+            2026-11-20T12:00:00Z "pending" "2026-11-21T01:00:00Z" 0
+            2026-11-21T02:00:00Z "expired" null 0
+        "#]]
+        .assert_eq(&text);
     }
 }

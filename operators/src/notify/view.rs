@@ -15,7 +15,8 @@ const LISTED_MAX: usize = 100;
 ///
 /// - `{"acknowledge": ID, "signature": …}`: what a link is about, or null;
 /// - `{"find": WHAT}`: the groups that somebody means by it;
-/// - `{"of": ["alerts", "groups", "silences", "receivers", "notifications"]}`: those of these things that are named;
+/// - `{"of": ["alerts", "groups", "silences", "muted", "receivers", "notifications"]}`: those of these things that are named; `muted` is
+///   how many alerts each of the silences keeps quiet, and with `"now": TIME` silences are told of that time where no event has come yet;
 /// - everything else: all of them.
 pub(super) fn answer(notifier: &Notifier, question: &Json) -> Json {
     let name = notifier.settings.name.as_ref();
@@ -38,7 +39,11 @@ pub(super) fn answer(notifier: &Notifier, question: &Json) -> Json {
         answer["groups"] = notifier.groups.iter().map(|(key, group)| group_view(notifier, key, group)).collect();
     }
     if is_asked("silences") {
-        answer["silences"] = notifier.silences.view(notifier.now).into();
+        let counted = is_asked("muted").then_some(&notifier.alerts);
+        // Before anything has come event time stands at the beginning of all times.
+        let clock = question["now"].as_str().and_then(|now| Timestamp::parse_rfc3339(now.as_bytes()));
+        let now = Some(notifier.now).filter(|now| *now != Timestamp::MIN).or(clock).unwrap_or(notifier.now);
+        answer["silences"] = notifier.silences.view(now, counted).into();
     }
     if is_asked("receivers") {
         answer["receivers"] = receivers(notifier);
