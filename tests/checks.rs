@@ -419,6 +419,27 @@ fn secrets_are_told_by_what_they_are_for() {
         a.toml:5:29: `headers.Authorization` is a secret, and stands in the configuration for everybody to read
     "#]],
     );
+    // What is empty, or comes from a file whatever that is called, gives nothing away.
+    let others =
+        "secret = \"${file:a:-b}\"\nheaders = { Authorization = \"${NONE:-}\", accept = \"${NONE:-text/plain}\" }";
+    check("T061", &hook(&format!("url = \"${{NONE:-https://example.org/hook}}\"\n{others}")), expect![[""]]);
+    check(
+        "T061",
+        &hook("url = \"https://example.org/hook\"\nheaders = { Authorization = \"Bearer ${NONE:-x}\" }"),
+        expect![[r#"
+            a.toml:5:29: where its variable is not set, `headers.Authorization` is a secret that everybody can read here
+        "#]],
+    );
+    let link = "[operators.oncall]\ntype = \"notify\"\ninputs = [\"app\"]\n\
+                acknowledge = { url = \"https://example.org\", key = \"${NONE:-0123456789abcdef}\" }\n";
+    check(
+        "T061",
+        link,
+        expect![[r#"
+        a.toml:4:52: where its variable is not set, `acknowledge.key` is a secret that everybody can read here
+    "#]],
+    );
+    check("T061", &link.replace("0123456789abcdef", ""), expect![[""]]);
     let report = findings(&complete(&hook("url = \"https://example.org/hook\"\nsecret = \"swordfish\"")));
     assert!(!report.render(false).contains("swordfish"), "{}", report.render(false));
 }

@@ -92,6 +92,8 @@ pub(crate) struct Piece {
     pub(crate) from: Range<usize>,
     /// In the string as used.
     pub(crate) to: Range<usize>,
+    /// Whether what is to be used without a variable is written here, used or not.
+    pub(crate) has_default: bool,
 }
 
 /// Where a piece of the string as used stands in the string as written.
@@ -133,7 +135,7 @@ pub(crate) fn expand(text: &str, environment: &dyn Environment, folder: &Path) -
         if text[..start].ends_with('$') && start > at {
             // `$${` stands for `${`.
             expanded.text.push_str(&text[at..start - 1]);
-            expanded.replace(start - 1..start + 2, "${");
+            expanded.replace(start - 1..start + 2, "${", false);
             at = start + 2;
             continue;
         }
@@ -147,7 +149,9 @@ pub(crate) fn expand(text: &str, environment: &dyn Environment, folder: &Path) -
         let end = start + len + 1;
         match value_of(&text[start + 2..end - 1], environment, folder) {
             Ok((value, is_secret)) => {
-                expanded.replace(start..end, &value);
+                let default = text[start + 2..end - 1].split_once(":-").map_or("", |(_, default)| default);
+                // Whatever a path is called, it is no default.
+                expanded.replace(start..end, &value, !is_secret && !default.is_empty());
                 if is_secret {
                     expanded.secrets.push(value);
                 }
@@ -161,10 +165,10 @@ pub(crate) fn expand(text: &str, environment: &dyn Environment, folder: &Path) -
 }
 
 impl Expanded {
-    fn replace(&mut self, from: Range<usize>, by: &str) {
+    fn replace(&mut self, from: Range<usize>, by: &str, has_default: bool) {
         let start = self.text.len();
         self.text.push_str(by);
-        self.pieces.push(Piece { from, to: start..self.text.len() });
+        self.pieces.push(Piece { from, to: start..self.text.len(), has_default });
     }
 }
 

@@ -113,7 +113,7 @@ impl<'a> Checker<'a> {
         let file = folder.join(path);
         match self.environment.file(&file, FILE_BYTES) {
             Ok(text) => {
-                let pieces = vec![Piece { from, to: 0..text.len() }];
+                let pieces = vec![Piece { from, to: 0..text.len(), has_default: false }];
                 node.value = Value::Text { text, pieces };
             }
             Err(reason) => {
@@ -121,7 +121,8 @@ impl<'a> Checker<'a> {
                 let help = format!("it is looked for at {:?}", file.display().to_string());
                 self.problems.push(Found::new(&node.place, message).help(help));
                 // Nothing is wrong with a program that is not there.
-                node.value = Value::Text { text: ".".to_owned(), pieces: vec![Piece { from, to: 0..1 }] };
+                node.value =
+                    Value::Text { text: ".".to_owned(), pieces: vec![Piece { from, to: 0..1, has_default: false }] };
             }
         }
     }

@@ -406,6 +406,13 @@ pub static LINTS: &[Lint] = &[
         page: include_str!("pages/T060.md"),
         find: |_, _| {},
     },
+    Lint {
+        code: "T061",
+        name: "secret-in-default",
+        summary: "a secret whose default is written in the configuration",
+        page: include_str!("pages/T061.md"),
+        find: plumbing::secret_in_default,
+    },
 ];
 
 /// What allows findings: a code, or a code and the name of the component that may have it, `T012:mail`.
@@ -596,7 +603,7 @@ fn allowances_unused(
     unused: &[(&Allowance, &Node<'_>)],
     all: &str,
 ) -> Vec<Found> {
-    let lint = LINTS.last().expect("there are lints");
+    let lint = lint("T060").expect("it is one of them");
     if allowances.iter().any(|(allowance, _)| allowance.is_for(lint.code, "daemon")) {
         return Vec::new();
     }

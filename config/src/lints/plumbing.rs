@@ -9,6 +9,7 @@ use crate::component::{Keying, Makes};
 use crate::facts::{Audience, Branch, Facts};
 use crate::options::WhenFull;
 use crate::plan::{ComponentId, Outlet};
+use crate::substitute::Piece;
 use crate::tree::{Node, Place, Value};
 use crate::types;
 
@@ -109,29 +110,53 @@ pub(super) fn lateness_above_size(view: &View<'_>, found: &mut Vec<Finding>) {
 const SECRET_HEADERS: [&str; 4] = ["auth", "key", "secret", "token"];
 
 pub(super) fn secret_in_clear(view: &View<'_>, found: &mut Vec<Finding>) {
-    for (id, member) in &view.members {
-        let mut places = Vec::new();
-        clear_secrets(view, member.node, &mut Vec::new(), &mut places);
-        for (option, place) in places {
-            let message = format!("`{option}` is a secret, and stands in the configuration for everybody to read");
-            let help =
-                "put it into a file that the daemon alone can read: `${file:/run/secrets/NAME}`; or into `${NAME}`";
-            let finding = Finding::new(Subject::Component(*id), option, message).help(help);
-            found.push(Finding { place: Some(place), ..finding });
-        }
+    for (id, option, place, _) in secrets(view).into_iter().filter(|(.., pieces)| pieces.is_empty()) {
+        let message = format!("`{option}` is a secret, and stands in the configuration for everybody to read");
+        let help = "put it into a file that the daemon alone can read: `${file:/run/secrets/NAME}`; or into `${NAME}`";
+        let finding = Finding::new(Subject::Component(id), option, message).help(help);
+        found.push(Finding { place: Some(place), ..finding });
     }
 }
 
-fn clear_secrets<'n>(view: &View<'_>, node: &'n Node<'_>, path: &mut Vec<&'n str>, found: &mut Vec<(String, Place)>) {
+pub(super) fn secret_in_default(view: &View<'_>, found: &mut Vec<Finding>) {
+    let has_default = |pieces: &[Piece]| pieces.iter().any(|piece| piece.has_default);
+    for (id, option, place, _) in secrets(view).into_iter().filter(|(.., pieces)| has_default(pieces)) {
+        let message = format!("where its variable is not set, `{option}` is a secret that everybody can read here");
+        let help = "write `${NAME}` without a default, or `${file:/run/secrets/NAME}`: then nothing starts without it";
+        let finding = Finding::new(Subject::Component(id), option, message).help(help);
+        found.push(Finding { place: Some(place), ..finding });
+    }
+}
+
+/// A secret: of which component, what the option is called, where it stands, and what of it is not as written.
+type Secret<'v> = (ComponentId, String, Place, &'v [Piece]);
+
+/// The secrets that are not empty.
+fn secrets<'v>(view: &'v View<'_>) -> Vec<Secret<'v>> {
+    let mut all = Vec::new();
+    for (id, member) in &view.members {
+        let mut of_member = Vec::new();
+        secrets_within(view, member.node, &mut Vec::new(), &mut of_member);
+        all.extend(of_member.into_iter().map(|(option, place, pieces)| (*id, option, place, pieces)));
+    }
+    all
+}
+
+fn secrets_within<'v>(
+    view: &View<'_>,
+    node: &'v Node<'_>,
+    path: &mut Vec<&'v str>,
+    found: &mut Vec<(String, Place, &'v [Piece])>,
+) {
     match &node.value {
         Value::Table(table) => {
             for (key, value) in table {
                 path.push(&key.name);
-                clear_secrets(view, value, path, found);
+                secrets_within(view, value, path, found);
                 path.pop();
             }
         }
-        Value::List(values) => values.iter().for_each(|value| clear_secrets(view, value, path, found)),
+        Value::List(values) => values.iter().for_each(|value| secrets_within(view, value, path, found)),
         Value::Text { text, pieces } => {
             let name = path.last().copied().unwrap_or_default().to_lowercase();
             // A URL may hold a secret or not, and most headers hold none.
@@ -139,8 +164,8 @@ fn clear_secrets<'n>(view: &View<'_>, node: &'n Node<'_>, path: &mut Vec<&'n str
                 [.., "headers", _] => SECRET_HEADERS.iter().any(|part| name.contains(part)),
                 _ => name != "url",
             };
-            if is_secret && !text.is_empty() && pieces.is_empty() && view.secrets.contains(&node.place) {
-                found.push((path.join("."), node.place.clone()));
+            if is_secret && !text.is_empty() && view.secrets.contains(&node.place) {
+                found.push((path.join("."), node.place.clone(), pieces));
             }
         }
         Value::Scalar(_) => {}

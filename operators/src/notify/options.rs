@@ -152,7 +152,8 @@ struct BudgetOptions {
 struct LinkOptions {
     /// The admin address as people reach it, such as `"https://tocsin.example.org"`.
     url: String,
-    /// What links are signed with, so that nobody can make one up: at least 16 characters.
+    /// What links are signed with, so that nobody can make one up: at least 16 characters. Empty: there are no links, so that
+    /// `"${LINK_KEY:-}"` has them where the variable is set.
     key: Secret,
 }
 
@@ -193,6 +194,10 @@ fn yes() -> bool {
 }
 
 impl Config {
+    fn link(&self) -> Option<&LinkOptions> {
+        self.acknowledge.as_ref().filter(|link| !link.key.reveal().is_empty())
+    }
+
     pub(super) fn root(&self) -> RootOptions<'_> {
         RootOptions {
             receiver: &self.receiver,
@@ -246,7 +251,7 @@ impl OperatorConfig for Config {
                         .help("write the admin address as people reach it, such as \"https://tocsin.example.org\""),
                 );
             }
-            if link.key.reveal().len() < 16 {
+            if (1..16).contains(&link.key.reveal().len()) {
                 problems.push(
                     Problem::new("acknowledge.key", "has less than 16 characters, so that links could be made up")
                         .help("write one of `openssl rand -hex 32` into a file, and `${file:…}` here"),
@@ -279,7 +284,7 @@ impl OperatorConfig for Config {
             intervals: self.intervals.iter().map(|(name, interval)| (name.clone(), interval.build())).collect(),
             budgets: budgets.collect(),
             critical: Matchers::all(&self.critical),
-            has_link: self.acknowledge.is_some(),
+            has_link: self.link().is_some(),
         }))
     }
 
@@ -323,7 +328,7 @@ impl OperatorConfig for Config {
             silences: context.silences.to_vec(),
             is_critical: Matchers::all(&self.critical),
             max_alerts: self.max_alerts,
-            link: self.acknowledge.as_ref().map(|link| Link {
+            link: self.link().map(|link| Link {
                 url: link.url.trim_end_matches('/').to_owned(),
                 key: blake3::derive_key("tocsin acknowledgement 1", link.key.reveal().as_bytes()),
             }),

@@ -223,6 +223,15 @@ fn what_a_silence_kept_quiet_is_in_the_digest_though_it_is_forgotten() {
 }
 
 #[test]
+fn without_a_key_there_is_no_link() {
+    let link = |key: &str| {
+        let config = format!("acknowledge = {{ url = \"https://tocsin.example.org\", key = \"{key}\" }}");
+        told(&config, "00:10 +disk h=a").remove(0).2["acknowledge"].is_object()
+    };
+    assert!(link("0123456789abcdef") && !link(""));
+}
+
+#[test]
 fn a_silence_is_heeded_and_told_of_when_it_ends() {
     check(
         r#"group_by = ["..."]
