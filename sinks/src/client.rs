@@ -271,6 +271,15 @@ impl Client {
     }
 }
 
+/// Whether a URL may lead to an address that the rule allows, as far as it says itself; what names resolve to is seen when they do.
+pub(crate) fn may_lead_to(uri: &Uri, allowed: AddressRule) -> bool {
+    let host = uri.host().unwrap_or_default().trim_end_matches('.').to_lowercase();
+    // These are of this machine everywhere (RFC 6761).
+    let is_local = host == "localhost" || host.ends_with(".localhost");
+    let address = if is_local { Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { literal_address(uri) };
+    address.is_none_or(allowed)
+}
+
 fn literal_address(uri: &Uri) -> Option<IpAddr> {
     uri.host()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }

@@ -346,10 +346,10 @@ mod tests {
         problems::<Config>(
             r#"{"routing_key":"","url":"x","source":"{{ a"}"#,
             expect![[r#"
-            url: is neither https nor http
-            routing_key: is empty
-            source: unexpected end of input, expected end of variable block
-        "#]],
+                url: is not a URL
+                routing_key: is empty
+                source: unexpected end of input, expected end of variable block
+            "#]],
         );
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Connection {
     /// How connections are encrypted.
     #[serde(default)]
     tls: TlsConfig,
-    /// Whether a URL without encryption is accepted. Default false.
+    /// Whether a URL without encryption is accepted, at public addresses. Default false.
     #[serde(default)]
     allow_http: bool,
     /// Whether addresses of this machine and of private networks may be connected to, with `http` too. Default false.
@@ -52,12 +52,18 @@ impl Connection {
             return Some(Problem::new(option, "is not a URL").help("write https://HOST/PATH"));
         };
         match uri.scheme_str() {
+            Some("https" | "http") if !client::may_lead_to(&uri, self.allowed()) => Some(
+                Problem::new(option, "leads to this machine, to a private network, or to an address of special use")
+                    .help("if that is meant, set `allow_private = true`, which accepts http there too"),
+            ),
             Some("https") => None,
             Some("http") if self.allow_http || self.allow_private => None,
             Some("http") => {
                 Some(Problem::new(option, "is not encrypted").help("write https://…, or set `allow_http = true`"))
             }
-            _ => Some(Problem::new(option, "is neither https nor http")),
+            // A scheme is no secret, however little else is shown.
+            Some(other) => Some(Problem::new(option, format!("is neither https nor http, but {other}"))),
+            None => Some(Problem::new(option, "is not a URL").help("write https://HOST/PATH")),
         }
     }
 
@@ -362,8 +368,31 @@ pub(crate) mod tests {
         assert_eq!(told(&strict, "https://example.org/x"), None);
         assert_eq!(told(&strict, "http://example.org/x").as_deref(), Some("is not encrypted"));
         assert_eq!(told(&http, "http://example.org/x"), None);
-        assert_eq!(told(&http, "ftp://example.org/x").as_deref(), Some("is neither https nor http"));
+        assert_eq!(told(&http, "ftp://example.org/x").as_deref(), Some("is neither https nor http, but ftp"));
+        assert_eq!(told(&http, "example.org").as_deref(), Some("is not a URL"));
         assert_eq!(told(&http, "/x").as_deref(), Some("is not a URL"));
+    }
+
+    #[test]
+    fn what_a_run_would_not_connect_to_is_no_url_of_a_receiver() {
+        let of = |options: &str| serde_json::from_str::<Connection>(options).unwrap();
+        let is_private = |options: &str, url: &str| {
+            of(options).url_problem("url", url).is_some_and(|found| found.message.starts_with("leads to this machine"))
+        };
+        let urls = [
+            "http://127.0.0.1:80/x",
+            "https://[::1]/x",
+            "https://10.0.0.1",
+            "http://localhost",
+            "https://a.localhost.",
+        ];
+        for url in urls {
+            assert!(is_private("{}", url) && is_private(r#"{"allow_http":true}"#, url), "{url}");
+            assert_eq!(of(r#"{"allow_private":true}"#).url_problem("url", url), None, "{url}");
+        }
+        for url in ["https://9.9.9.9/x", "https://localhost.example.org", "https://[2606:4700::1]"] {
+            assert!(!is_private("{}", url), "{url}");
+        }
     }
 
     #[test]

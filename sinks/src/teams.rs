@@ -411,9 +411,9 @@ mod tests {
         problems::<Config>(
             r#"{"url":"canary","text":"{{ a"}"#,
             expect![[r#"
-            url: is neither https nor http
-            text: unexpected end of input, expected end of variable block
-        "#]],
+                url: is not a URL
+                text: unexpected end of input, expected end of variable block
+            "#]],
         );
     }
 }

@@ -431,10 +431,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_of_this_machine_is_not_connected_to_unless_it_is_allowed() {
+    async fn a_name_that_leads_to_this_machine_is_not_connected_to_unless_it_is_allowed() {
         let (url, requests) = serve(&[]).await;
-        let options = format!(r#"{{"url":"{url}/hook","allow_http":true}}"#);
-        assert_eq!(run(&options, &[ALERT]).await, (0, 1));
+        // As a name that only resolves to it would: `check` sees through this one.
+        let options = format!(r#"{{"url":"{url}/hook","allow_http":true}}"#).replace("127.0.0.1", "localhost");
+        let config: Config = serde_json::from_str(&options).unwrap();
+        let problems: Vec<_> = config.problems().into_iter().map(|found| found.option).collect();
+        assert_eq!(problems, ["url"]);
+        let sink = config.build(&mut BuildContext {
+            name: "out".into(),
+            paths: &mut tocsin_pipeline::codec::PathTable::default(),
+            folder: std::path::PathBuf::new(),
+            connected: Vec::new(),
+            silences: [].into(),
+            partition: None,
+        });
+        assert_eq!(service::tests::run_sink(sink, &[ALERT]).await, [0, 0, 1]);
         assert!(requests.lock().unwrap().is_empty());
     }
 
