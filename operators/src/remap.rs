@@ -360,6 +360,6 @@ mod tests {
             program_file: line 2, column 2 of the file: `é` cannot stand here
             program_file: line 2, column 14 of the file: call to undefined function: did you mean "for_each"?
         "#]]
-            .assert_eq(&script::problems::<Config>("program_file = \"\"\".a = 1\n.é = 1; .b = no_such()\n\"\"\""));
+        .assert_eq(&script::problems::<Config>("program_file = \"\"\".a = 1\n.é = 1; .b = no_such()\n\"\"\""));
     }
 }

@@ -180,7 +180,8 @@ fn problems_are_told_where_they_are() {
         evidence: must be at most 100
         max_alerts: must be from 1 to 10000000
         resolve_after: must be longer than nothing
-    "#]].assert_eq(&script::problems::<Config>(
+    "#]]
+    .assert_eq(&script::problems::<Config>(
         r#"
         condition = ".a =="
         group_by = [".b", "nothing("]
