@@ -1,5 +1,8 @@
 //! The alerts of a rule: records in, transitions out.
 
+mod amendment;
+mod view;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -12,14 +15,14 @@ use tocsin_pipeline::operator::{Input, KEY_GROUPS, Operator, Output, Reason, Sta
 use tocsin_pipeline::time::Timestamp;
 use vrl::value::Value;
 
+use self::amendment::is_superseded;
 use super::course::{Course, Heard, Transition};
 use super::evidence::{self, AroundPiece, Context, Evidence};
 use super::history::History;
 use super::record::{fingerprint, identity, json_text, object, texts};
-use super::rule::{Alert, Phase};
+use super::rule::Phase;
 use super::series::Series;
 use super::watch::{Rule, Selected};
-use crate::is_named;
 
 /// How much memory the evidence of all alerts of a rule may take. Beyond it, records are counted and not kept.
 const EVIDENCE_MAX: usize = 64 << 20;
@@ -140,19 +143,6 @@ struct Seen<'a> {
     /// The highest level that holds of it.
     level: Option<usize>,
     is_keyed: bool,
-}
-
-/// A decision that would have been another one.
-struct Amended<'a> {
-    whole: &'a Alert,
-    /// As what it was told, if it was.
-    state: Option<&'static str>,
-    time: Timestamp,
-    /// Whether the condition held then, as was decided, and as is known now.
-    was: bool,
-    is: bool,
-    /// What says so, of all that say something of that time.
-    by: i64,
 }
 
 impl Alerts {
@@ -320,75 +310,6 @@ impl Alerts {
         self.count(before, self.entries[&key].course.phase());
         self.touch(&key);
         Ok(matched)
-    }
-
-    /// A value of a time that was decided already: where it is a correction that decides otherwise, that is told.
-    fn correct(&mut self, key: &Arc<str>, seen: &Seen<'_>) {
-        let value = seen.batch.value(seen.row);
-        let Some(by) = update_of(&value) else { return };
-        let (time, is) = (seen.batch.time(seen.row), seen.level.is_some());
-        let entry = self.entries.get_mut(key).expect("asked for by its owner");
-        let oldest = entry.decided.front().map_or(i64::MAX, |(oldest, _)| *oldest);
-        if entry.decided.len() >= DECIDED_MAX && time.0 < oldest {
-            return;
-        }
-        // A value that is not known did not hold, or was never there: an alert remembers those that did.
-        let was = entry.decide(time, is).unwrap_or(false);
-        self.changed.insert(key_group(key.as_bytes()));
-        if was != is {
-            let whole = entry.course.whole().clone();
-            let state = match whole.phase {
-                _ if whole.episode == 0 => None,
-                Phase::Firing | Phase::Inactive if whole.started == time => Some("firing"),
-                Phase::Inactive if whole.heard == time => Some("resolved"),
-                _ => None,
-            };
-            self.amend(&Amended { whole: &whole, state, time, was, is, by }, seen);
-        }
-    }
-
-    /// A plain record that came late says that an alert was resolved too early.
-    fn contradict(&mut self, key: &Arc<str>, seen: &Seen<'_>) {
-        let whole = self.entries[key].course.whole();
-        let (time, ended) = (seen.batch.time(seen.row), whole.heard);
-        let is_resolved = whole.phase == Phase::Inactive && whole.episode > 0 && whole.started >= whole.since;
-        let patience = self.rule.patience(seen.batch, seen.row, false);
-        let end = time.saturating_add(patience).saturating_add(self.rule.times.keep_firing_for);
-        if is_resolved && (whole.since..ended).contains(&time) && end > ended {
-            let whole = whole.clone();
-            let (state, by) = (Some("resolved"), time.0);
-            self.amend(&Amended { whole: &whole, state, time: ended, was: false, is: true, by }, seen);
-        }
-    }
-
-    /// Makes the record of an amendment.
-    fn amend(&mut self, amended: &Amended<'_>, seen: &Seen<'_>) {
-        let rule = Arc::clone(&self.rule);
-        let Amended { whole, state, time, was, is, by } = *amended;
-        let context = rule.context(seen.batch, seen.row, &seen.names, seen.level.unwrap_or(0));
-        let mut labels = rule.labels(&seen.names, &context, &mut self.errors);
-        let fingerprint = fingerprint(&rule.name, &labels);
-        let amends = state.map(|state| identity(&rule.name, &fingerprint, whole, state));
-        let id = identity(&rule.name, &fingerprint, whole, &format!("amended {} {is} {by}", time.0));
-        if let Some(severity) = seen.level.and_then(|level| rule.severity(level)) {
-            labels.insert(rule.level_label.clone(), severity.to_owned());
-        }
-        let record = object([
-            ("alert", Value::from(&*rule.name)),
-            ("state", Value::from("amended")),
-            ("fingerprint", Value::from(fingerprint)),
-            ("labels", texts(&labels)),
-            ("amends", amends.map_or(Value::Null, Value::from)),
-            ("time", Value::from(time.to_string())),
-            ("was", Value::Boolean(was)),
-            ("is", Value::Boolean(is)),
-            ("values", rule.values(seen.batch, seen.row, &seen.names, seen.is_keyed)),
-            ("id", Value::from(id.as_str())),
-        ]);
-        self.remember(&id, &record);
-        if rule.tells_amended {
-            self.amended.push((time, record));
-        }
     }
 
     /// Renders the texts of an alert that begins an episode, begins to fire, or goes to another level.
@@ -628,63 +549,8 @@ impl Alerts {
     }
 }
 
-/// How it stands, for those who ask.
-impl Alerts {
-    /// What an alert can be called by: its key and the labels that it is told with.
-    fn names(&self, key: &str, entry: &Entry) -> Json {
-        let mut names: Json = serde_json::from_str(key).unwrap_or_default();
-        if let Some(names) = names.as_object_mut() {
-            names.extend(entry.labels.iter().map(|(name, text)| (name.clone(), text.as_str().into())));
-            names.extend(entry.severity.iter().map(|level| (self.rule.level_label.clone(), level.as_str().into())));
-        }
-        names
-    }
-
-    fn alert_view(&self, key: &str, entry: &Entry) -> Json {
-        let whole = entry.course.whole();
-        let is_active = whole.phase != Phase::Inactive;
-        let fires_at = whole.since.saturating_add(self.rule.times.pending_for[0]);
-        as_json!({
-            "key": serde_json::from_str::<Json>(key).unwrap_or_default(),
-            "names": self.names(key, entry),
-            "phase": whole.phase,
-            "fingerprint": fingerprint(&self.rule.name, &entry.labels),
-            "labels": entry.labels,
-            "severity": entry.severity,
-            "flapping": entry.course.flaps(),
-            "episode": whole.episode,
-            "since": is_active.then(|| moment(whole.since)),
-            "fires_at": (whole.phase == Phase::Pending).then(|| moment(fires_at)),
-            "started": (whole.phase == Phase::Firing).then(|| moment(whole.started)),
-            "heard": moment(whole.heard),
-            "ends_at": entry.course.deadline(true, &self.rule.times).filter(|_| is_active).map(moment),
-            "values": serde_json::from_str::<Json>(&entry.values).unwrap_or(Json::Null),
-            "matches": entry.evidence.matches,
-        })
-    }
-}
-
-fn moment(time: Timestamp) -> Json {
-    if time == Timestamp::MIN { Json::Null } else { time.to_string().into() }
-}
-
 /// All alerts that may be known are active.
 struct Full;
-
-/// Whether what tells a window anew says that a later window of the same key has decided already.
-fn is_superseded(batch: &Batch, row: u32) -> bool {
-    let value = batch.value(row);
-    let is_superseded = value.as_object().and_then(|fields| fields.get("superseded")) == Some(&Value::Boolean(true));
-    is_superseded && update_of(&value).is_some()
-}
-
-/// The how manieth time it is that a window is told anew, if that is what a record does.
-fn update_of(value: &Value) -> Option<i64> {
-    match value.as_object()?.get("update")? {
-        Value::Integer(update @ 1..) => Some(*update),
-        _ => None,
-    }
-}
 
 impl Operator for Alerts {
     fn on_input(&mut self, _: usize, input: Input, output: &mut Output) {
@@ -784,39 +650,7 @@ impl Operator for Alerts {
     /// Those that a `key` means (see [`is_named`]; the fingerprint too), or in a `phase`, where one is asked for: the active ones first.
     /// `active` counts them, however many are shown; `known` names some of all there are.
     fn view(&self, question: &Json) -> Json {
-        let key = question["key"].as_str();
-        let phase = question.get("phase").filter(|phase| !phase.is_null());
-        let is_meant = |names: &Json, fingerprint: &str| {
-            let rule = as_json!({ "alertname": &*self.rule.name });
-            key.is_none_or(|key| key == fingerprint || is_named(key, names) || is_named(key, &rule))
-        };
-        let is_in_phase = |entry: &Entry| phase.is_none_or(|phase| *phase == as_json!(entry.course.phase()));
-        let is_active = |entry: &Entry| entry.course.phase() != Phase::Inactive;
-        let is_shown = |(names, entry): &(&Arc<str>, &Entry)| {
-            let is_asked = || is_meant(&self.names(names, entry), &fingerprint(&self.rule.name, &entry.labels));
-            is_in_phase(entry) && (key.is_none() || is_asked())
-        };
-        let by_activity = |active: bool| self.entries.iter().filter(move |(_, entry)| is_active(entry) == active);
-        let active: Vec<_> = by_activity(true).filter(is_shown).collect();
-        let idle = by_activity(false).filter(is_shown);
-        let alerts = active.iter().copied().chain(idle).take(SHOWN_MAX);
-        let known = by_activity(true).chain(by_activity(false)).take(KNOWN_MAX);
-        let told = self.history.newest().filter_map(|record| {
-            let mut record: Json = serde_json::from_str(record).ok()?;
-            if !is_meant(&record["labels"], record["fingerprint"].as_str().unwrap_or_default()) {
-                return None;
-            }
-            record.as_object_mut()?.remove("evidence");
-            Some(record)
-        });
-        as_json!({
-            "rule": &*self.rule.name,
-            "now": moment(self.now),
-            "alerts": alerts.map(|(key, entry)| self.alert_view(key, entry)).collect::<Vec<_>>(),
-            "active": active.len(),
-            "known": known.map(|(key, entry)| self.names(key, entry)).collect::<Vec<_>>(),
-            "told": told.take(SHOWN_MAX).collect::<Vec<_>>(),
-        })
+        self.standing(question)
     }
 
     fn tell_pending(&mut self) {
