@@ -19,7 +19,7 @@ use tocsin_pipeline::health::Health;
 use tocsin_pipeline::metrics::Metrics;
 use tocsin_pipeline::poison::Guard;
 use tocsin_pipeline::runtime::{self, RunError, Settings, Shared, State, Status};
-use tocsin_pipeline::sharing::{Change, Partition, SharingContext};
+use tocsin_pipeline::sharing::{Change, Partition, SharingContext, Told};
 use tocsin_pipeline::store::{Storage, object, term};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet, spawn_blocking};
@@ -62,7 +62,7 @@ struct Common {
     folder: PathBuf,
     who: String,
     /// By section: where positions of complete epochs are told.
-    told: Vec<mpsc::Sender<Vec<Json>>>,
+    told: Vec<watch::Sender<Told>>,
 }
 
 /// Runs the lanes that become ours until the daemon is stopped.
@@ -109,7 +109,7 @@ pub async fn run(
             .sharing(&source.folder)
             .with_context(|| format!("the source `{}` cannot be shared", source.name))?;
         let (changes, mut of_section) = mpsc::channel(CHANGES);
-        let (told_sender, told_receiver) = mpsc::channel(CHANGES);
+        let (told_sender, told_receiver) = watch::channel(Told::new());
         told.push(told_sender);
         let joined = sharing.join(SharingContext {
             name: Arc::clone(&section.name),
@@ -269,11 +269,15 @@ async fn run_lane(common: &Common, key: &Key, of: usize, stop: CancellationToken
         .add(&view_name, View { metrics: metrics.clone(), status: Arc::clone(&status), health: health.clone() });
     let (completed, mut complete) = watch::channel(Arc::default());
     let told = common.told[key.0].clone();
-    let teller = tokio::spawn(async move {
-        while complete.changed().await.is_ok() {
-            let positions: Arc<Vec<Json>> = Arc::clone(&complete.borrow_and_update());
-            // Dashboards learn of it with the next epoch where they are slow.
-            let _ = told.try_send(positions.to_vec());
+    // Where it came to here before says nothing any more: others have gone on with it.
+    told.send_modify(|told| drop(told.remove(partition)));
+    let teller = tokio::spawn({
+        let partition = partition.clone();
+        async move {
+            while complete.changed().await.is_ok() {
+                let positions: Arc<Vec<Json>> = Arc::clone(&complete.borrow_and_update());
+                told.send_modify(|told| drop(told.insert(partition.clone(), positions)));
+            }
         }
     });
     let folder = common.folder.join(&*section.name).join(&partition.topic).join(partition.partition.to_string());

@@ -1,10 +1,11 @@
 //! How several daemons share what a source reads: each runs a pipeline of its own for every partition that is its.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::ComponentMetrics;
@@ -15,6 +16,9 @@ pub struct Partition {
     pub topic: String,
     pub partition: i32,
 }
+
+/// Positions by partition.
+pub type Told = BTreeMap<Partition, Arc<Vec<Json>>>;
 
 /// What partitions are a daemon's from now on.
 #[derive(Debug)]
@@ -39,8 +43,8 @@ pub struct SharingContext {
     pub patience: Duration,
     /// Bounded: partitions are not given out while nobody takes them.
     pub changes: mpsc::Sender<Change>,
-    /// Positions of complete epochs that others are to be told of.
-    pub told: mpsc::Receiver<Vec<Json>>,
+    /// The positions of the last complete epoch of each partition that is ours or was, which others are to be told of.
+    pub told: watch::Receiver<Told>,
     /// Cancelled when nothing of ours runs any more: the others may have it.
     pub stop: CancellationToken,
 }

@@ -14,7 +14,7 @@ use tocsin_kafka::client::Listener;
 use tocsin_kafka::connection::Connection;
 use tocsin_kafka::place::Place;
 use tocsin_kafka::topics::discover;
-use tocsin_pipeline::sharing::{Change, Partition, Sharing, SharingContext};
+use tocsin_pipeline::sharing::{Change, Partition, Sharing, SharingContext, Told};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +22,8 @@ use super::RelayEnd;
 
 /// How often it is looked whether something else is to be done.
 const LOOK: Duration = Duration::from_millis(100);
+/// So many looks after they were told offsets are told again, for the first time and for the last: about a second, and half a minute.
+const AGAIN: (u32, u32) = (10, 320);
 /// How long the brokers may take to answer before they are asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -143,6 +145,7 @@ impl Member {
 
 /// Is a member until it is stopped.
 fn belong(consumer: BaseConsumer<Ear>, mut context: SharingContext) {
+    let mut teller = Teller::default();
     while !context.stop.is_cancelled() {
         match consumer.poll(LOOK) {
             // What slipped through is read where its partition is.
@@ -159,24 +162,58 @@ fn belong(consumer: BaseConsumer<Ear>, mut context: SharingContext) {
                 tracing::debug!(source = &*context.name, "the group: {error}");
             }
         }
-        tell(&consumer, &mut context);
+        teller.tell(&consumer, &mut context);
     }
     // What came to its end with everything else.
-    tell(&consumer, &mut context);
+    teller.tell(&consumer, &mut context);
     // Leaves the group, unless it has a name: then it is expected back.
     drop(consumer);
 }
 
 /// Tells the brokers what was read, for dashboards.
-fn tell(consumer: &BaseConsumer<Ear>, context: &mut SharingContext) {
-    while let Ok(positions) = context.told.try_recv() {
+///
+/// While partitions change hands brokers refuse it, and librdkafka says nothing of that. So it is told again after a while, and less and less often, until
+/// that must be over.
+#[derive(Default)]
+struct Teller {
+    told: Told,
+    /// How long it was waited for last, in looks, and how long it is still waited until all is told again.
+    pause: u32,
+    left: u32,
+}
+
+impl Teller {
+    fn tell(&mut self, consumer: &BaseConsumer<Ear>, context: &mut SharingContext) {
+        let newest = context.told.borrow_and_update().clone();
+        let is_due = self.left == 1;
+        self.left = self.left.saturating_sub(1);
+        let ours = if is_due { consumer.assignment().map(|list| partitions(&list)) } else { Ok(Vec::new()) };
+        let ours = ours.unwrap_or_default();
         let mut list = TopicPartitionList::new();
-        for ((_, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read)) {
-            let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
+        let mut is_new = false;
+        for (partition, positions) in &newest {
+            let is_told = self.told.get(partition).is_some_and(|told| Arc::ptr_eq(told, positions));
+            if is_told && !ours.contains(partition) {
+                continue;
+            }
+            is_new |= !is_told;
+            for ((_, topic, partition), next) in Place::least(positions.iter().filter_map(Place::read)) {
+                let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
+            }
         }
-        if list.count() > 0
-            && let Err(error) = consumer.commit(&list, CommitMode::Async)
-        {
+        self.told = newest;
+        if is_new {
+            self.pause = AGAIN.0;
+            // What comes of one partition must not keep another from being told of again.
+            self.left = if self.left == 0 { AGAIN.0 } else { self.left.min(AGAIN.0) };
+        } else if is_due {
+            self.pause *= 2;
+            self.left = if self.pause <= AGAIN.1 { self.pause } else { 0 };
+        }
+        if list.count() == 0 {
+            return;
+        }
+        if let Err(error) = consumer.commit(&list, CommitMode::Async) {
             tracing::debug!(source = &*context.name, "the group's offsets cannot be told: {error}");
         }
     }
