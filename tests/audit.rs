@@ -113,6 +113,17 @@ fn what_is_started_and_finds_nothing_to_read_says_so() {
 }
 
 #[test]
+fn what_cannot_be_said_any_more_keeps_nobody_from_stopping() {
+    let folder = prepare(500);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = tocsin(&["run", "pipeline.toml", "--data-dir", "state"]);
+    command.env("TOCSIN_LOG", "info").current_dir(folder.path()).stderr(full);
+    let daemon = Daemon::start(&mut command);
+    wait_for("records", || folder.path().join("out/web-0.ndjson").exists());
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn records_that_are_dropped_without_being_counted_are_missed() {
     let folder = prepare(5000);
     let output = run(folder.path(), ONCE, Some("uncounted_drop"));
