@@ -118,9 +118,15 @@ fn what_cannot_be_said_any_more_keeps_nobody_from_stopping() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command = tocsin(&["run", "pipeline.toml", "--data-dir", "state"]);
     command.env("TOCSIN_LOG", "info").current_dir(folder.path()).stderr(full);
-    let daemon = Daemon::start(&mut command);
+    let mut daemon = Daemon::start(&mut command);
     wait_for("records", || folder.path().join("out/web-0.ndjson").exists());
-    assert!(daemon.terminate().success());
+    daemon.signal("TERM");
+    let mut ended = None;
+    wait_for("its end", || {
+        ended = daemon.ended();
+        ended.is_some()
+    });
+    assert!(ended.is_some_and(|status| status.success()));
 }
 
 #[test]
