@@ -41,3 +41,6 @@ pub use substitute::{EmptyEnvironment, Environment, SystemEnvironment};
 /// The source of what people say to a running daemon: its type, and the name of the one that each configuration with a `notify` has
 /// without being written.
 pub const COMMANDS: &str = "commands";
+
+/// The output of a rule at which it says what it would have decided otherwise.
+pub const AMENDED: &str = "amended";

@@ -11,6 +11,7 @@ use tocsin_pipeline::graph::JournalOptions;
 use tocsin_pipeline::source::RecordOptions;
 use tocsin_pipeline::time::Timestamp;
 
+use crate::AMENDED;
 use crate::component::{AnyCodec, AnyOperator, AnySink, AnySource};
 use crate::options::{BufferOptions, DaemonOptions, OnDecodeError};
 use crate::report::Report;
@@ -254,7 +255,7 @@ impl Plan {
     /// Where a rule tells what it would have decided otherwise.
     pub fn amendments(&self, rule: usize) -> Option<Outlet> {
         let component = ComponentId::Operator(rule);
-        let at = self.ports(component).iter().position(|port| port == AlertState::Amended.as_str())?;
+        let at = self.ports(component).iter().position(|port| port == AMENDED)?;
         Some(Outlet { component, port: at + 1 })
     }
 

@@ -1,13 +1,11 @@
 //! Amendments that somebody reads who can do nothing with them.
 
 use super::Draft;
+use crate::AMENDED;
 use crate::facts::Facts;
 use crate::graph::{Graph, Vertex};
 use crate::plan::{ComponentId, Outlet};
 use crate::report::Found;
-
-/// The output of a rule at which it hands on amendments.
-const AMENDED: &str = "amended";
 
 pub(super) fn problems(vertices: &[Vertex], drafts: &[Draft], graph: &Graph) -> Vec<Found> {
     let at = |id: ComponentId| graph.ids.iter().position(|known| *known == id);

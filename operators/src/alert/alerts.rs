@@ -34,8 +34,6 @@ const KNOWN_MAX: usize = 10;
 const LANES_MAX: usize = 4096;
 /// Of so many values of an alert it is remembered what they decided, so that it is known whether a correction changes it.
 const DECIDED_MAX: usize = 16;
-/// The port of the amendments.
-pub(super) const AMENDED: &str = "amended";
 
 /// An alert and what is told of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
+use tocsin_config::AMENDED;
 use tocsin_config::component::{BuildContext, FieldRead, Keying, Makes, OperatorConfig, Problem, Told};
 use tocsin_config::facts::{Facts, LabelText, RuleFacts, Watched};
 use tocsin_config::types::Duration;
@@ -24,7 +25,7 @@ use tocsin_pipeline::operator::{Built, Ports};
 use tocsin_pipeline::template::{Escape, Template, TemplateError};
 use vrl::path::{OwnedSegment, OwnedValuePath};
 
-use self::alerts::{AMENDED, Alerts};
+use self::alerts::Alerts;
 use self::course::{Flapping, Times};
 use self::watch::{Keys, Level, Rule, Select};
 use crate::fields::{of_condition, of_expression, of_template};

@@ -173,7 +173,7 @@ pub(super) fn unescape(mut raw: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(raw);
 }
 
-/// The character of `uXXXX` or `uXXXX\uXXXX` at the start of `raw`, and its length there.
+/// The character of an escape of four hexadecimal digits, or of the two of a surrogate pair, whose `u` is at the start of `raw`, and its length there.
 fn unicode(raw: &[u8]) -> (char, usize) {
     let unit = |at: usize| {
         raw.get(at..at + 4)
