@@ -87,7 +87,7 @@ const UPDATED_PANES: u128 = 100;
 /// where nothing is connected to that.
 ///
 /// **After a crash:** open windows come back with the last checkpoint and the records since are read again: nothing is lost or counted
-/// twice where the source can be read again.
+/// twice where the source can be read again. What was told since is told again, updates under the same numbers.
 ///
 /// ```toml
 /// [operators.error_rate]

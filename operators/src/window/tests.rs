@@ -3,6 +3,7 @@ mod reference;
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
+use tocsin_pipeline::event::Batch;
 use tocsin_pipeline::operator::{Built, Input, Output};
 use tocsin_pipeline::time::Timestamp;
 
@@ -466,6 +467,59 @@ fn after_the_end_what_is_appended_finds_its_window_open() {
             02:00 {"host":"a","n":1,"window_end":"02:00Z","window_start":"01:00Z"}
         "#]],
     );
+}
+
+/// Takes records in under one `emit`, restarts under the other, and tells what comes before and after.
+fn switched(from: &str, to: &str) -> String {
+    let build = |emit: &str| match script::build::<Config>(&format!("{COUNT}\nlateness = \"1h\"\nemit = \"{emit}\"")) {
+        Built::Operator { operator, .. } => operator,
+        Built::Transform(_) => unreachable!(),
+    };
+    let text = |output: Output| -> String {
+        let batches = output.batches.into_iter().filter(|(port, _)| *port == 0).map(|(_, batch)| batch);
+        let told = |batch: Batch| {
+            let lines = batch.rows().map(|row| {
+                let value = batch.value(row);
+                let fields = value.as_object().unwrap();
+                let update = fields.get("update").map_or(String::new(), |update| format!(" update {update}"));
+                format!("{} {}{update}\n", batch.time(row), fields["n"])
+            });
+            lines.collect::<String>()
+        };
+        batches.map(told).collect()
+    };
+    let (mut operator, mut output) = (build(from), Output::default());
+    let lane = script::lane("a", Duration::ZERO);
+    let record = |second| (Timestamp::from_secs(second), r#"{"host":"a"}"#);
+    let batch = script::batch(&lane, 0, Timestamp::MIN, &[record(10), record(61), record(20)]);
+    operator.on_input(0, Input::Batch(batch), &mut output);
+    operator.on_watermark(Timestamp::from_secs(60), &mut output);
+    let before = text(output);
+    let (mut next, mut output) = (build(to), Output::default());
+    operator.snapshot(true, &mut |group, piece| next.restore(group, &piece).unwrap());
+    next.on_watermark(Timestamp::from_secs(61), &mut output);
+    let batch = script::batch(&lane, 100, Timestamp::from_secs(61), &[record(30)]);
+    next.on_input(0, Input::Batch(batch), &mut output);
+    next.on_watermark(Timestamp::MAX, &mut output);
+    format!("{before}{to}\n{}", text(output))
+}
+
+#[test]
+fn how_windows_are_told_can_change_while_they_are_open() {
+    expect![[r#"
+        1970-01-01T00:01:00Z 1
+        close
+        1970-01-01T00:01:00Z 3
+        1970-01-01T00:02:00Z 1
+    "#]]
+    .assert_eq(&switched("update", "close"));
+    expect![[r#"
+        update
+        1970-01-01T00:01:00Z 2
+        1970-01-01T00:01:00Z 3 update 1
+        1970-01-01T00:02:00Z 1
+    "#]]
+    .assert_eq(&switched("close", "update"));
 }
 
 #[test]
